@@ -1,0 +1,48 @@
+# Everything runs from a bare clone: Python 3.11 or newer, pip and make are all it takes.
+PYTHON ?= python3
+IN_VENV := .venv/bin/python
+HTML := _build/html/index.html
+PORT ?= 8000
+
+.DEFAULT_GOAL := help
+.PHONY: help book serve test notebooks address clean
+
+help:
+	@echo "make book       build the book; prints the page to open"
+	@echo "make serve      build it and serve it on http://127.0.0.1:$(PORT)"
+	@echo "make test       lint, test the library, every notebook and the built book"
+	@echo "make notebooks  execute every chapter again and store its outputs (CHAPTERS=\"a.ipynb b.ipynb\" for some)"
+	@echo "make address    carry the address of the repository from _config.yml into every chapter"
+	@echo "make clean      remove what was built, the environment included"
+
+# The stamp is newer than what it was installed from, or the environment is brought up to date.
+.venv/installed: requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.11 ...") if sys.version_info < (3, 11) else 0'
+	$(PYTHON) -m venv .venv
+	$(IN_VENV) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(IN_VENV) -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+# A failed build is thrown away: Sphinx does not repeat the warnings of pages it has already read.
+book: .venv/installed
+	@$(IN_VENV) -m jupyter_book build . -W -n --keep-going --quiet || { rm -rf _build; exit 1; }
+	@echo "The book is ready: $(CURDIR)/$(HTML)"
+
+serve: book
+	@echo "http://127.0.0.1:$(PORT) (stop with Ctrl-C)"
+	@$(IN_VENV) -m http.server $(PORT) --bind 127.0.0.1 --directory _build/html
+
+# One run and one summary: library tests, every notebook's stored outputs, a clean build of the book.
+test: .venv/installed
+	$(IN_VENV) -m ruff check .
+	$(IN_VENV) -m ruff format --check .
+	$(IN_VENV) -m pytest --nbval --nbval-cell-timeout=120 -n 2 --dist loadfile
+
+notebooks: .venv/installed
+	$(IN_VENV) tools/notebooks.py run $(CHAPTERS)
+
+address: .venv/installed
+	$(IN_VENV) tools/notebooks.py address
+
+clean:
+	rm -rf _build .venv icrl_lib.egg-info

@@ -1,0 +1,256 @@
+"""SARSA and actor-critic as objects: what training and control need to know of an algorithm.
+
+An algorithm ties together features, policy, prompt, teacher and construction. Its parameters are
+one vector per MDP, in the order of the prompt's last column: w for SARSA, [lambda; w] for
+actor-critic.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from icrl_lib import constructions, prompts, teachers
+from icrl_lib.attention import linear_self_attention
+from icrl_lib.checks import check_count, check_number, check_tensor
+from icrl_lib.features import random_features
+from icrl_lib.mdps import TabularMDP
+from icrl_lib.policies import Window, epsilon_greedy, explore, softmax_policy, softmax_score
+
+
+class Algorithm(abc.ABC):
+    """What training and control ask of an algorithm.
+
+    Subclasses say how features are drawn, how parameters give a policy, what a window shows the
+    learner (`observe`), and how teacher and prompt make use of it.
+    """
+
+    name: ClassVar[str]
+
+    @property
+    @abc.abstractmethod
+    def n_parameters(self) -> int:
+        """Number p of parameters that an update changes."""
+
+    @property
+    @abc.abstractmethod
+    def layout(self) -> prompts.Layout:
+        """Slots of the prompt."""
+
+    @abc.abstractmethod
+    def draw_features(self, mdp: TabularMDP, generator: torch.Generator) -> Any:
+        """Draw random features for the states and actions of `mdp`."""
+
+    @abc.abstractmethod
+    def policy(self, features: Any, parameters: Tensor, epsilon: float | None = None) -> Tensor:
+        """Return the action probabilities (B, S, A) under parameters (B, p).
+
+        `epsilon` replaces the algorithm's own exploration when given; 0 turns it off.
+        """
+
+    @abc.abstractmethod
+    def observe(self, features: Any, parameters: Tensor, window: Window) -> tuple:
+        """Return what prompt and teacher are made of, in the order of their signatures."""
+
+    @abc.abstractmethod
+    def tokens(self, observation: tuple) -> Tensor:
+        """Return the tokens (B, n, k) of an observation."""
+
+    @abc.abstractmethod
+    def teach(self, parameters: Tensor, observation: tuple) -> Tensor:
+        """Return the teacher's updated parameters (B, p)."""
+
+    @abc.abstractmethod
+    def construction(
+        self, c: float = 1.0, dtype: torch.dtype = torch.float32
+    ) -> tuple[Tensor, Tensor]:
+        """Return weights (P, V), each (D, D), whose forward pass is the teacher's update."""
+
+    def draw_parameters(
+        self, batch: int, generator: torch.Generator, dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        """Draw parameters (B, p) with entries uniform on (-1, 1)."""
+        return random_features(batch, self.n_parameters, generator=generator, dtype=dtype)
+
+    def prompt(self, parameters: Tensor, observation: tuple) -> Tensor:
+        """Return the prompt H, shape (B, D, n + 1)."""
+        return prompts.assemble(self.tokens(observation), parameters)
+
+    def forward(self, parameters: Tensor, observation: tuple, P: Tensor, V: Tensor) -> Tensor:
+        """Return the parameters (B, p) that a block with weights P and V writes (eq. 1)."""
+        H = self.prompt(parameters, observation)
+        return linear_self_attention(H, P, V)[:, -self.n_parameters :, -1]
+
+
+@dataclasses.dataclass(frozen=True)
+class SARSA(Algorithm):
+    """Linear SARSA with epsilon-greedy behaviour; the features are phi, (B, S, A, d).
+
+    Parameters
+    ----------
+    d : int
+        Number of features.
+    alpha : float
+        Step size.
+    epsilon : float
+        Probability of a uniform action.
+    """
+
+    name: ClassVar[str] = "sarsa"
+    d: int = 36
+    alpha: float = 0.2
+    epsilon: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_count("d", self.d)
+        check_number("alpha", self.alpha, above=0)
+        check_number("epsilon", self.epsilon, at_least=0, at_most=1)
+
+    @property
+    def n_parameters(self) -> int:
+        return self.d
+
+    @property
+    def layout(self) -> prompts.Layout:
+        return prompts.sarsa_layout(self.d)
+
+    def draw_features(self, mdp: TabularMDP, generator: torch.Generator) -> Tensor:
+        shape = (mdp.batch, mdp.n_states, mdp.n_actions, self.d)
+        return random_features(*shape, generator=generator, dtype=mdp.transition.dtype)
+
+    def policy(self, features: Tensor, parameters: Tensor, epsilon: float | None = None) -> Tensor:
+        q = _linear(features, parameters)
+        return epsilon_greedy(q, self.epsilon if epsilon is None else epsilon)
+
+    def observe(self, features: Tensor, parameters: Tensor, window: Window) -> tuple:
+        phi = _at_pairs(features, window.states, window.actions)  # (B, n + 1, d)
+        return phi[:, :-1], phi[:, 1:], window.rewards, window.discount
+
+    def tokens(self, observation: tuple) -> Tensor:
+        return prompts.sarsa_tokens(*observation)
+
+    def teach(self, parameters: Tensor, observation: tuple) -> Tensor:
+        return teachers.sarsa_update(parameters, *observation, self.alpha)
+
+    def construction(
+        self, c: float = 1.0, dtype: torch.dtype = torch.float32
+    ) -> tuple[Tensor, Tensor]:
+        return constructions.sarsa(self.d, self.alpha, c, dtype)
+
+
+class ActorCriticFeatures(NamedTuple):
+    """Features of policy and values.
+
+    Attributes
+    ----------
+    policy : Tensor, shape (B, S, A, m)
+        phi_pi(s, a).
+    value : Tensor, shape (B, S, d)
+        phi_V(s).
+    """
+
+    policy: Tensor
+    value: Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class ActorCritic(Algorithm):
+    """Actor-critic with a linear softmax policy and linear state values.
+
+    Parameters
+    ----------
+    d, m : int
+        Numbers of value features and of policy features.
+    alpha, beta : float
+        Step sizes of actor and critic.
+    epsilon : float
+        Probability of a uniform action; the score is that of the softmax policy without it.
+    """
+
+    name: ClassVar[str] = "actor_critic"
+    d: int = 9
+    m: int = 36
+    alpha: float = 0.2
+    beta: float = 0.8
+    epsilon: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_count("d", self.d)
+        check_count("m", self.m)
+        check_number("alpha", self.alpha, above=0)
+        check_number("beta", self.beta, above=0)
+        check_number("epsilon", self.epsilon, at_least=0, at_most=1)
+
+    @property
+    def n_parameters(self) -> int:
+        return self.m + self.d
+
+    @property
+    def layout(self) -> prompts.Layout:
+        return prompts.actor_critic_layout(self.d, self.m)
+
+    def draw_features(self, mdp: TabularMDP, generator: torch.Generator) -> ActorCriticFeatures:
+        dtype = mdp.transition.dtype
+        pairs, states = (mdp.n_states, mdp.n_actions, self.m), (mdp.n_states, self.d)
+        return ActorCriticFeatures(
+            policy=random_features(mdp.batch, *pairs, generator=generator, dtype=dtype),
+            value=random_features(mdp.batch, *states, generator=generator, dtype=dtype),
+        )
+
+    def policy(
+        self, features: ActorCriticFeatures, parameters: Tensor, epsilon: float | None = None
+    ) -> Tensor:
+        softmax = softmax_policy(_linear(features.policy, parameters[:, : self.m]))
+        return explore(softmax, self.epsilon if epsilon is None else epsilon)
+
+    def observe(self, features: ActorCriticFeatures, parameters: Tensor, window: Window) -> tuple:
+        scores = softmax_score(features.policy, self.policy(features, parameters, epsilon=0))
+        phi_v = _at_states(features.value, window.states)  # (B, n + 1, d)
+        return (
+            phi_v[:, :-1],
+            phi_v[:, 1:],
+            window.rewards,
+            _at_pairs(scores, window.states[:, :-1], window.actions[:, :-1]),
+            window.discount,
+        )
+
+    def tokens(self, observation: tuple) -> Tensor:
+        return prompts.actor_critic_tokens(*observation)
+
+    def teach(self, parameters: Tensor, observation: tuple) -> Tensor:
+        lam, w = parameters[:, : self.m], parameters[:, self.m :]
+        updated = teachers.actor_critic_update(lam, w, *observation, self.alpha, self.beta)
+        return torch.cat(updated, -1)
+
+    def construction(
+        self, c: float = 1.0, dtype: torch.dtype = torch.float32
+    ) -> tuple[Tensor, Tensor]:
+        return constructions.actor_critic(self.d, self.m, self.alpha, self.beta, c, dtype)
+
+
+ALGORITHMS: dict[str, type[Algorithm]] = {cls.name: cls for cls in (SARSA, ActorCritic)}
+"""The algorithms by name."""
+
+
+def _linear(features: Tensor, parameters: Tensor) -> Tensor:
+    """Return parameters^T phi(s, a): (B, S, A, d) and (B, d) -> (B, S, A)."""
+    check_tensor("parameters", parameters)
+    expected = (features.shape[0], features.shape[-1])
+    if parameters.shape != expected:
+        raise ValueError(f"parameters: expected shape {expected}, got {tuple(parameters.shape)}")
+    return (features @ parameters[:, None, :, None]).squeeze(-1)
+
+
+def _at_pairs(table: Tensor, states: Tensor, actions: Tensor) -> Tensor:
+    """Look up rows of a table (B, S, A, d) at states and actions (B, n), shape (B, n, d)."""
+    return _at_states(table.flatten(1, 2), states * table.shape[2] + actions)
+
+
+def _at_states(table: Tensor, states: Tensor) -> Tensor:
+    """Look up rows of a table (B, S, d) at states (B, n), shape (B, n, d)."""
+    first_row = torch.arange(table.shape[0], device=table.device).unsqueeze(1) * table.shape[1]
+    return table.flatten(0, 1)[first_row + states]

@@ -1,0 +1,135 @@
+"""One linear self-attention block: eq. (1) as it stands, and the part of it that is read."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from icrl_lib.checks import check_tensors
+from icrl_lib.prompts import parameter_column
+
+
+def linear_self_attention(H: Tensor, P: Tensor, V: Tensor) -> Tensor:
+    """Apply one block of linear self-attention with a residual connection (eq. 1).
+
+    Parameters
+    ----------
+    H : Tensor, shape (B, D, n + 1)
+        Prompts, one token a column.
+    P : Tensor, shape (D, D)
+        Query and key weights in one matrix.
+    V : Tensor, shape (D, D)
+        Value weights.
+
+    Returns
+    -------
+    Tensor, shape (B, D, n + 1)
+        H + (1 / n) (V H) (H^T P H).
+
+    Raises
+    ------
+    ValueError
+        If shapes, dtypes or devices disagree, or H has a single column, so that n = 0.
+    """
+    sizes = check_tensors(H=(H, "B D columns"), P=(P, "D D"), V=(V, "D D"))
+    n = sizes["columns"] - 1
+    if n < 1:
+        raise ValueError("H: expected at least 2 columns, n tokens and the parameters; got 1")
+    return H + (V @ H) @ (H.mT @ P @ H) / n
+
+
+class Blocks(NamedTuple):
+    """The blocks of P and V that can influence the updated parameters (Lemma C.1).
+
+    With k rows for a token and p parameters:
+
+    Attributes
+    ----------
+    P12 : Tensor, shape (k, 1 + p)
+        Upper right block of P: token meets parameter column.
+    V21 : Tensor, shape (p, k)
+        Lower left block of V, its first row dropped: token to parameters. Written V-bar in the
+        paper.
+    P22 : Tensor, shape (1 + p, 1 + p)
+        Lower right block of P: the parameter column meets itself.
+    V22 : Tensor, shape (p, 1 + p)
+        Lower right block of V, its first row dropped.
+    """
+
+    P12: Tensor
+    V21: Tensor
+    P22: Tensor
+    V22: Tensor
+
+
+def split(P: Tensor, V: Tensor, n_parameters: int) -> Blocks:
+    """Cut the blocks that matter out of P and V (D, D) for p = `n_parameters` parameters."""
+    sizes = check_tensors(P=(P, "D D"), V=(V, "D D"))
+    k = sizes["D"] - 1 - n_parameters
+    if n_parameters < 1 or k < 1:
+        raise ValueError(
+            f"n_parameters: expected 1 to D - 2 = {sizes['D'] - 2}, got {n_parameters}"
+        )
+    return Blocks(P[:k, k:], V[k + 1 :, :k], P[k:, k:], V[k + 1 :, k:])
+
+
+def join(P12: Tensor, V21: Tensor) -> tuple[Tensor, Tensor]:
+    """Place P12 (k, 1 + p) and V21 (p, k) in matrices P and V (D, D) that are zero elsewhere."""
+    sizes = check_tensors(V21=(V21, "p k"), P12=(P12, "k columns"))
+    k, p = sizes["k"], sizes["p"]
+    if sizes["columns"] != p + 1:
+        raise ValueError(f"P12: expected 1 + p = {p + 1} columns, got {sizes['columns']}")
+    P = P12.new_zeros(k + 1 + p, k + 1 + p)
+    V = torch.zeros_like(P)
+    P[:k, k:] = P12
+    V[k + 1 :, :k] = V21
+    return P, V
+
+
+def reduced_update(
+    tokens: Tensor,
+    parameters: Tensor,
+    P12: Tensor,
+    V21: Tensor,
+    P22: Tensor | None = None,
+    V22: Tensor | None = None,
+) -> Tensor:
+    """Compute the updated parameters without building H (Lemma C.1, eq. 15).
+
+    Parameters
+    ----------
+    tokens : Tensor, shape (B, n, k)
+        The tokens x_i.
+    parameters : Tensor, shape (B, p)
+        The current parameters.
+    P12, V21, P22, V22 : Tensor
+        The blocks of :class:`Blocks`; P22 and V22 together or not at all.
+
+    Returns
+    -------
+    Tensor, shape (B, p)
+        With w~ = [1; parameters]:
+        parameters + V21 (1/n) sum_i x_i x_i^T P12 w~ + (1/n) V22 w~ (w~^T P22 w~).
+    """
+    sizes = check_tensors(
+        tokens=(tokens, "B n k"),
+        parameters=(parameters, "B p"),
+        V21=(V21, "p k"),
+        P12=(P12, "k q"),
+    )
+    extended = parameter_column(parameters)  # (B, q), q = 1 + p
+    if sizes["q"] != sizes["p"] + 1:
+        raise ValueError(f"P12: expected 1 + p = {sizes['p'] + 1} columns, got {sizes['q']}")
+    n = sizes["n"]
+    query = extended @ P12.mT  # (B, k)
+    scalars = tokens @ query.unsqueeze(-1)  # (B, n, 1)
+    update = (scalars.mT @ tokens).squeeze(1) @ V21.mT / n
+    if (P22 is None) != (V22 is None):
+        raise ValueError("P22, V22: expected both or neither")
+    if P22 is not None:
+        check_tensors(parameters=(parameters, "B p"), P22=(P22, "q q"), V22=(V22, "p q"))
+        form = ((extended @ P22) * extended).sum(-1, keepdim=True)  # w~^T P22 w~
+        update = update + form * (extended @ V22.mT) / n
+    return parameters + update

@@ -1,0 +1,113 @@
+"""Validation at the public edge: bad input is refused by name, before any work is done."""
+
+from __future__ import annotations
+
+import math
+from numbers import Integral, Real
+
+import torch
+
+
+def check_tensors(**arguments: tuple[torch.Tensor, str]) -> dict[str, int]:
+    """Check that tensors have the named shapes, agree with each other, and hold finite numbers.
+
+    Parameters
+    ----------
+    **arguments : tuple of (tensor, str)
+        For each argument its value and its shape as space-separated axis names, for example
+        ``w=(w, "B d")``. An axis name stands for one size wherever it occurs; a number stands
+        for itself.
+
+    Returns
+    -------
+    dict of str to int
+        The size of every named axis.
+
+    Raises
+    ------
+    ValueError
+        If an argument is no floating-point tensor, has another shape, is empty, holds NaN or
+        infinity, or differs from the first argument in dtype or device. The message names the
+        argument, what was expected and what was given.
+    """
+    sizes: dict[str, tuple[int, str]] = {}
+    reference: tuple[str, torch.Tensor] | None = None
+    for name, (value, shape) in arguments.items():
+        check_tensor(name, value)
+        if reference is None:
+            reference = (name, value)
+        for attribute in ("dtype", "device"):
+            expected, given = getattr(reference[1], attribute), getattr(value, attribute)
+            if given != expected:
+                raise ValueError(
+                    f"{name}: expected the {attribute} of {reference[0]}, {expected}; got {given}"
+                )
+        axes = shape.split()
+        if value.ndim != len(axes):
+            raise ValueError(
+                f"{name}: expected {len(axes)} axes ({', '.join(axes)}), "
+                f"got shape {tuple(value.shape)}"
+            )
+        for axis, size in zip(axes, value.shape, strict=True):
+            expected, origin = (int(axis), "") if axis.isdigit() else sizes.get(axis, (size, ""))
+            if size != expected:
+                given_by = f" as in {origin}" if origin else ""
+                raise ValueError(
+                    f"{name}: expected shape ({', '.join(axes)}) with {axis} = {expected}"
+                    f"{given_by}, got {tuple(value.shape)}"
+                )
+            sizes.setdefault(axis, (size, name))
+    return {axis: size for axis, (size, _) in sizes.items()}
+
+
+def check_tensor(name: str, value: torch.Tensor) -> None:
+    """Raise a ValueError unless `value` is a non-empty floating-point tensor of finite numbers."""
+    if not isinstance(value, torch.Tensor):
+        raise ValueError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
+    if not value.is_floating_point():
+        raise ValueError(f"{name}: expected a floating-point tensor, got dtype {value.dtype}")
+    if value.numel() == 0:
+        raise ValueError(f"{name}: expected a non-empty tensor, got shape {tuple(value.shape)}")
+    # One reduction settles the usual case; a sum that overflows is looked at entry by entry.
+    if not math.isfinite(value.detach().sum()) and not torch.isfinite(value).all():
+        raise ValueError(f"{name}: expected finite numbers, got NaN or infinity")
+
+
+def check_number(
+    name: str,
+    value: float,
+    *,
+    at_least: float = -math.inf,
+    above: float = -math.inf,
+    at_most: float = math.inf,
+    less_than: float = math.inf,
+    nonzero: bool = False,
+) -> None:
+    """Raise a ValueError unless `value` is a finite real number within the given bounds."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        raise ValueError(f"{name}: expected a finite number, got {value!r}")
+    wanted = [
+        (value >= at_least, f"at least {at_least}"),
+        (value > above, f"above {above}"),
+        (value <= at_most, f"at most {at_most}"),
+        (value < less_than, f"less than {less_than}"),
+        (not nonzero or value != 0, "other than 0"),
+    ]
+    for holds, words in wanted:
+        if not holds:
+            raise ValueError(f"{name}: expected a number {words}, got {value!r}")
+
+
+def check_count(name: str, value: int, at_least: int = 1) -> None:
+    """Raise a ValueError unless `value` is an integer of at least `at_least`."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < at_least:
+        raise ValueError(f"{name}: expected an integer of at least {at_least}, got {value!r}")
+
+
+def check_generator(generator: torch.Generator) -> None:
+    """Raise a ValueError unless `generator` is a ``torch.Generator``."""
+    if not isinstance(generator, torch.Generator):
+        raise ValueError(
+            f"generator: expected a torch.Generator, got {type(generator).__name__}; "
+            "make one with torch.Generator().manual_seed(0)"
+        )

@@ -1,0 +1,78 @@
+"""Claims that are executed: each holds, or the chapter stops with an error."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+
+def claim(
+    label: str,
+    value: float | bool | np.ndarray | torch.Tensor,
+    *,
+    below: float | None = None,
+    above: float | None = None,
+    equals: float | None = None,
+    tolerance: float | None = None,
+) -> None:
+    """Check a statement about numbers and print one line that says that it holds.
+
+    The line shows the label and the bound but not the value, whose last digits differ from machine
+    to machine. A label starts with its source, the numbered item of the paper or "Measured",
+    and a colon: the book's ledger of claims is collected from these lines.
+
+    Parameters
+    ----------
+    label : str
+        ``"source: statement"``.
+    value : number, bool, array or Tensor
+        What was computed; of several numbers, each has to satisfy the bound. Without a bound
+        it has to be True.
+    below, above : float, optional
+        Strict bounds. Both together give an interval.
+    equals, tolerance : float, optional
+        The value is within `tolerance` of `equals`, or equal to it when there is no tolerance.
+
+    Raises
+    ------
+    AssertionError
+        If the claim does not hold; NaN satisfies no claim.
+    ValueError
+        If the label has no source, or the bounds do not say one thing.
+    """
+    source, colon, statement = label.partition(": ")
+    if not (source and colon and statement.strip()) or "\n" in label:
+        raise ValueError(f"label: expected one line 'source: statement', got {label!r}")
+    if (below is not None or above is not None) and equals is not None:
+        raise ValueError("equals: cannot be combined with below or above")
+    if tolerance is not None and (equals is None or not tolerance >= 0):
+        raise ValueError("tolerance: expected a number of at least 0, together with equals")
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu().numpy()
+    values = np.asarray(value)
+    if values.size == 0:
+        raise ValueError("value: expected at least one number, got none")
+
+    conditions: list[tuple[str, np.ndarray]] = []
+    if above is not None:
+        conditions.append((f"above {above:g}", values > above))
+    if below is not None:
+        conditions.append((f"below {below:g}", values < below))
+    if equals is not None and tolerance is None:
+        conditions.append((f"exactly {equals:g}", values == equals))
+    elif equals is not None:
+        conditions.append((f"{equals:g} ± {tolerance:g}", np.abs(values - equals) <= tolerance))
+    if not conditions:
+        if values.dtype != bool:
+            raise ValueError("value: expected True or False where no bound is given")
+        conditions.append(("true", values))
+    bound = " and ".join(words for words, _ in conditions)
+    if not all(np.all(holds) for _, holds in conditions):
+        raise AssertionError(f"claim fails: {label} ({bound}), got {_range(values)}")
+    print(f"✓ {label} ({bound})")
+
+
+def _range(values: np.ndarray) -> str:
+    if values.size == 1:
+        return str(values.item())
+    return f"values from {values.min()} to {values.max()}"

@@ -1,0 +1,146 @@
+"""Weights in closed form: blocks whose forward pass is a teacher's update, and their distance."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from icrl_lib.attention import join
+from icrl_lib.checks import check_count, check_number, check_tensors
+
+
+def sarsa(
+    d: int, alpha: float, c: float = 1.0, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
+    """Return weights that perform batch SARSA (Theorem 3.1, eq. 5).
+
+    Parameters
+    ----------
+    d : int
+        Number of features.
+    alpha : float
+        Step size, above 0.
+    c : float
+        Free scale, not 0: (c P*, V* / c) computes the same update for every c.
+    dtype : torch.dtype
+        Floating-point type of the result.
+
+    Returns
+    -------
+    P, V : Tensor, shape (3 d + 2, 3 d + 2)
+        P turns [1; w] into the query [-w; w; 1], V copies alpha phi; zero elsewhere.
+    """
+    check_count("d", d)
+    check_number("alpha", alpha, above=0)
+    check_number("c", c, nonzero=True)
+    identity = torch.eye(d, dtype=dtype)
+    P12 = torch.zeros(2 * d + 1, 1 + d, dtype=dtype)
+    P12[:d, 1:] = -identity  # phi meets -w
+    P12[d : 2 * d, 1:] = identity  # gamma phi+ meets w
+    P12[2 * d, 0] = 1  # r meets 1
+    V21 = torch.zeros(d, 2 * d + 1, dtype=dtype)
+    V21[:, :d] = alpha * identity
+    return join(c * P12, V21 / c)
+
+
+def actor_critic(
+    d: int,
+    m: int,
+    alpha: float,
+    beta: float,
+    c: float = 1.0,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Tensor, Tensor]:
+    """Return weights that perform batch actor-critic (Theorem 3.3, eq. 14).
+
+    Parameters
+    ----------
+    d, m : int
+        Numbers of value features and of policy features.
+    alpha, beta : float
+        Step sizes of actor and critic, above 0.
+    c : float
+        Free scale, not 0.
+    dtype : torch.dtype
+        Floating-point type of the result.
+
+    Returns
+    -------
+    P, V : Tensor, shape (3 d + 2 m + 2, 3 d + 2 m + 2)
+        P turns [1; lambda; w] into the query [-w; w; 1; 0], V writes alpha times the last slot of
+        the token to the rows of lambda and beta times its first slot to the rows of w.
+    """
+    check_count("d", d)
+    check_count("m", m)
+    for name, value in (("alpha", alpha), ("beta", beta)):
+        check_number(name, value, above=0)
+    check_number("c", c, nonzero=True)
+    identity = torch.eye(d, dtype=dtype)
+    P12 = torch.zeros(2 * d + 1 + m, 1 + m + d, dtype=dtype)
+    P12[:d, 1 + m :] = -identity  # phi_V meets -w
+    P12[d : 2 * d, 1 + m :] = identity  # gamma phi_V+ meets w
+    P12[2 * d, 0] = 1  # r meets 1
+    V21 = torch.zeros(m + d, 2 * d + 1 + m, dtype=dtype)
+    V21[:m, 2 * d + 1 :] = alpha * torch.eye(m, dtype=dtype)
+    V21[m:, :d] = beta * identity
+    return join(c * P12, V21 / c)
+
+
+class Projection(NamedTuple):
+    """Where a pair (P, V) lies relative to the manifold {(c P*, V* / c) : c != 0} of eq. (9).
+
+    Attributes
+    ----------
+    c : float
+        Scale of the nearest point of the manifold.
+    distance : float
+        Frobenius distance to that point.
+    cosine : float
+        Cosine of the angle to that point, P and V read as one vector.
+    stray : float
+        Largest absolute entry where P* and V* are zero, relative to the largest entry of its
+        own matrix.
+    """
+
+    c: float
+    distance: float
+    cosine: float
+    stray: float
+
+
+def project(P: Tensor, V: Tensor, P_star: Tensor, V_star: Tensor) -> Projection:
+    """Find the point (c P*, V* / c) nearest to (P, V), for matrices (D, D) or blocks of them.
+
+    The squared distance is a rational function of c whose stationary points are the roots of a
+    quartic; all real ones, of either sign, are compared.
+    """
+    check_tensors(P=(P, "rows columns"), P_star=(P_star, "rows columns"))
+    check_tensors(P=(P, "rows columns"), V=(V, "height width"), V_star=(V_star, "height width"))
+    p, v, p_star, v_star = (
+        t.detach().to("cpu", torch.float64).flatten() for t in (P, V, P_star, V_star)
+    )
+
+    # d/dc (|P - c P*|^2 + |V - V*/c|^2) = 0, times c^3 / 2
+    quartic = [p_star @ p_star, -(p @ p_star), 0.0, v @ v_star, -(v_star @ v_star)]
+    roots = np.roots([float(coefficient) for coefficient in quartic])
+    real = [root.real for root in roots if abs(root.imag) <= 1e-8 * abs(root)]
+
+    def squared_distance(c: float) -> float:
+        return float(((p - c * p_star) ** 2).sum() + ((v - v_star / c) ** 2).sum())
+
+    c = min(real, key=squared_distance)
+    learned, nearest = torch.cat([p, v]), torch.cat([c * p_star, v_star / c])
+    strays = [
+        (matrix[star == 0].abs().max() / matrix.abs().max()).item()
+        for matrix, star in ((p, p_star), (v, v_star))
+        if (star == 0).any() and matrix.any()
+    ]
+    return Projection(
+        c=float(c),
+        distance=squared_distance(c) ** 0.5,
+        cosine=torch.cosine_similarity(learned, nearest, dim=0).item(),
+        stray=max(strays, default=0.0),
+    )

@@ -1,0 +1,134 @@
+"""Closed-loop control in context: policies that improve while no weight changes."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from icrl_lib.algorithms import Algorithm
+from icrl_lib.checks import check_count
+from icrl_lib.loop import Update, interact
+from icrl_lib.mdps import TabularMDP, expected_return
+from icrl_lib.policies import initial_states, rollout
+
+
+class Improvement(NamedTuple):
+    """How policies developed in a closed loop.
+
+    Attributes
+    ----------
+    updates : Tensor of int64, shape (K,)
+        Numbers of in-context updates at which the policies were kept; the first is 0.
+    policies : Tensor, shape (K, B, S, A)
+        Action probabilities after that many updates.
+    parameters : Tensor, shape (B, p)
+        Parameters after the last update.
+    """
+
+    updates: Tensor
+    policies: Tensor
+    parameters: Tensor
+
+
+def improve(
+    algorithm: Algorithm,
+    mdp: TabularMDP,
+    features: Any,
+    parameters: Tensor,
+    update: Update,
+    n_updates: int,
+    *,
+    window: int = 20,
+    keep_every: int = 10,
+    epsilon: float | None = None,
+    generator: torch.Generator,
+) -> Improvement:
+    """Let one agent act in each MDP and update its parameters from every window.
+
+    Two calls that differ in `update` alone, with generators in equal states, see the same MDPs
+    through the same random numbers, so that their curves can be compared pair by pair.
+
+    Parameters
+    ----------
+    algorithm : Algorithm
+        Says how parameters act and what a window shows.
+    mdp : TabularMDP
+        B MDPs.
+    features : Any
+        What ``algorithm.draw_features`` returned.
+    parameters : Tensor, shape (B, p)
+        Parameters to begin with.
+    update : callable
+        ``algorithm.teach``, or ``functools.partial(algorithm.forward, P=P, V=V)`` for a block.
+    n_updates : int
+        Number of windows, each followed by one update.
+    window : int
+        Transitions in a window.
+    keep_every : int
+        Keep the policy after every so many updates.
+    epsilon : float, optional
+        Exploration of the policies that are *kept*: 0 for greedy (or pure softmax) evaluation.
+        By default they are the behaviour policies themselves. Behaviour never changes.
+    generator : torch.Generator
+        Source of randomness.
+
+    Returns
+    -------
+    Improvement
+        The policies along the way.
+    """
+    for name, value in (("n_updates", n_updates), ("keep_every", keep_every), ("window", window)):
+        check_count(name, value)
+    state = initial_states(mdp, generator)
+    kept = [algorithm.policy(features, parameters, epsilon)]
+    updates = [0]
+    loop = interact(
+        algorithm, mdp, features, parameters, state, update, n=window, generator=generator
+    )
+    for done, frame in zip(range(1, n_updates + 1), loop, strict=False):
+        if done % keep_every == 0:
+            kept.append(algorithm.policy(features, frame.updated, epsilon))
+            updates.append(done)
+    return Improvement(torch.tensor(updates), torch.stack(kept), frame.updated)
+
+
+def exact_returns(mdp: TabularMDP, policies: Tensor) -> Tensor:
+    """Compute the exact expected return of policies (K, B, S, A), shape (K, B)."""
+    return torch.stack([expected_return(mdp, policy) for policy in policies])
+
+
+def monte_carlo_return(
+    mdp: TabularMDP,
+    policy: Tensor,
+    episodes: int = 32,
+    length: int = 50,
+    *,
+    generator: torch.Generator,
+) -> Tensor:
+    """Estimate the return of a policy from sampled trajectories, the paper's protocol.
+
+    Parameters
+    ----------
+    mdp : TabularMDP
+        B MDPs.
+    policy : Tensor, shape (B, S, A)
+        Action probabilities.
+    episodes, length : int
+        Trajectories per MDP, from the initial distribution, and transitions in each.
+    generator : torch.Generator
+        Source of randomness.
+
+    Returns
+    -------
+    Tensor, shape (B,)
+        Mean over trajectories of sum_i gamma^i r_{i+1}, cut off after `length` rewards.
+    """
+    check_count("episodes", episodes)
+    copies = torch.arange(mdp.batch, device=policy.device).repeat_interleave(episodes)
+    many = mdp[copies]
+    window = rollout(many, policy[copies], length, initial_states(many, generator), generator)
+    index = torch.arange(length, dtype=policy.dtype, device=policy.device)
+    returns = window.rewards @ mdp.discount**index
+    return returns.reshape(mdp.batch, episodes).mean(-1)

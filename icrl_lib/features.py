@@ -1,0 +1,73 @@
+"""Feature maps of finite state and action sets, as tables.
+
+A map of state-action pairs is a tensor (B, S, A, d), one of states (B, S, d): row by row the
+vectors phi(s, a) and phi(s), with one map for each MDP of a batch.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from icrl_lib.checks import check_count, check_generator
+
+
+def random_features(
+    batch: int,
+    *shape: int,
+    generator: torch.Generator,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Draw features with independent entries uniform on (-1, 1), as in section 4.1.
+
+    Parameters
+    ----------
+    batch : int
+        Number B of feature maps.
+    *shape : int
+        ``n_states, n_actions, d`` for features of state-action pairs, ``n_states, d`` for
+        features of states.
+    generator : torch.Generator
+        Source of randomness; its device is the device of the result.
+    dtype : torch.dtype
+        Floating-point type of the result.
+
+    Returns
+    -------
+    Tensor, shape (B, S, A, d) or (B, S, d)
+        The feature vectors.
+    """
+    for name, value in (("batch", batch), *((f"shape[{i}]", v) for i, v in enumerate(shape))):
+        check_count(name, value)
+    check_generator(generator)
+    features = torch.empty(batch, *shape, dtype=dtype, device=generator.device)
+    return features.uniform_(-1, 1, generator=generator)
+
+
+def one_hot_features(
+    batch: int,
+    *shape: int,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Return one-hot features: every state, or pair, has a coordinate of its own.
+
+    Parameters
+    ----------
+    batch : int
+        Number B of (equal) feature maps.
+    *shape : int
+        ``n_states, n_actions`` for state-action pairs, ``n_states`` for states.
+    dtype, device
+        Of the result.
+
+    Returns
+    -------
+    Tensor, shape (B, S, A, S * A) or (B, S, S)
+        The feature vectors; a pair (s, a) has coordinate ``s * A + a``.
+    """
+    for name, value in (("batch", batch), *((f"shape[{i}]", v) for i, v in enumerate(shape))):
+        check_count(name, value)
+    d = torch.Size(shape).numel()
+    identity = torch.eye(d, dtype=dtype, device=device).reshape(*shape, d)
+    return identity.expand(batch, *identity.shape)

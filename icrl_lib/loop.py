@@ -1,0 +1,84 @@
+"""The loop of Fig. 1: agent, trajectory, prompt, updated parameters, agent. It exists once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from icrl_lib.algorithms import Algorithm
+from icrl_lib.mdps import TabularMDP
+from icrl_lib.policies import rollout
+
+Update = Callable[[Tensor, tuple], Tensor]
+"""A map from parameters (B, p) and an observation to updated parameters (B, p)."""
+
+
+class Frame(NamedTuple):
+    """One turn of the loop.
+
+    Attributes
+    ----------
+    parameters : Tensor, shape (B, p)
+        Parameters that the window was produced with.
+    observation : tuple
+        What `Algorithm.observe` saw in the window.
+    updated : Tensor, shape (B, p)
+        Parameters after the update.
+    state : Tensor of int64, shape (B,)
+        The state in which the next window starts.
+    """
+
+    parameters: Tensor
+    observation: tuple
+    updated: Tensor
+    state: Tensor
+
+
+def interact(
+    algorithm: Algorithm,
+    mdp: TabularMDP,
+    features: Any,
+    parameters: Tensor,
+    state: Tensor,
+    update: Update,
+    *,
+    n: int = 20,
+    generator: torch.Generator,
+) -> Iterator[Frame]:
+    """Roll out n steps, update the parameters, and go on from where the window ended, for ever.
+
+    Parameters
+    ----------
+    algorithm : Algorithm
+        Says how parameters act and what a window shows.
+    mdp : TabularMDP
+        B MDPs, one agent in each.
+    features : Any
+        What ``algorithm.draw_features`` returned.
+    parameters : Tensor, shape (B, p)
+        Parameters to begin with.
+    state : Tensor of int64, shape (B,)
+        States to begin in.
+    update : callable
+        ``algorithm.teach`` for the teacher, or a block's forward pass.
+    n : int
+        Length of a window.
+    generator : torch.Generator
+        Source of randomness.
+
+    Yields
+    ------
+    Frame
+        One turn after the other; stop by leaving the loop.
+    """
+    while True:
+        policy = algorithm.policy(features, parameters)
+        window = rollout(mdp, policy, n, state, generator)
+        observation = algorithm.observe(features, parameters, window)
+        updated = update(parameters, observation)
+        state = window.states[:, -1]
+        yield Frame(parameters, observation, updated, state)
+        parameters = updated

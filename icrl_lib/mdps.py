@@ -1,0 +1,254 @@
+"""Batches of tabular Markov decision processes, and their exact solutions."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from icrl_lib.checks import check_count, check_generator, check_number, check_tensors
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TabularMDP:
+    """A batch of B tabular MDPs with the same numbers of states and actions.
+
+    Parameters
+    ----------
+    transition : Tensor, shape (B, S, A, S)
+        ``transition[b, s, a, s2]`` is the probability P(s2 | s, a) in MDP b.
+    reward : Tensor, shape (B, S, A, S)
+        ``reward[b, s, a, s2]`` is paid on the transition from s to s2 under a.
+    initial : Tensor, shape (B, S)
+        Distribution of the first state.
+    discount : float
+        The discount gamma, in [0, 1).
+
+    Raises
+    ------
+    ValueError
+        If shapes disagree, a number is not finite, a row of `transition` or `initial` is not a
+        probability distribution, or `discount` lies outside [0, 1).
+    """
+
+    transition: Tensor
+    reward: Tensor
+    initial: Tensor
+    discount: float
+
+    def __post_init__(self) -> None:
+        check_tensors(
+            transition=(self.transition, "B S A S"),
+            reward=(self.reward, "B S A S"),
+            initial=(self.initial, "B S"),
+        )
+        check_number("discount", self.discount, at_least=0, less_than=1)
+        _check_distribution("transition", self.transition)
+        _check_distribution("initial", self.initial)
+
+    @property
+    def batch(self) -> int:
+        """Number B of MDPs."""
+        return self.transition.shape[0]
+
+    @property
+    def n_states(self) -> int:
+        """Number S of states."""
+        return self.transition.shape[1]
+
+    @property
+    def n_actions(self) -> int:
+        """Number A of actions."""
+        return self.transition.shape[2]
+
+    @cached_property
+    def expected_reward(self) -> Tensor:
+        """Mean reward of a state and an action, shape (B, S, A)."""
+        return (self.transition * self.reward).sum(-1)
+
+    @cached_property
+    def cumulative_transition(self) -> Tensor:
+        """Running sums of `transition` over the next state, shape (B, S, A, S), for sampling."""
+        return cumulative(self.transition)
+
+    def __getitem__(self, index: slice | Tensor) -> TabularMDP:
+        """Select MDPs of the batch by a slice or an index tensor; always a batch again."""
+        return TabularMDP(
+            self.transition[index], self.reward[index], self.initial[index], self.discount
+        )
+
+    def to(self, *args: object, **kwargs: object) -> TabularMDP:
+        """Move the tensors to a dtype or device, as ``Tensor.to`` does."""
+        tensors = (t.to(*args, **kwargs) for t in (self.transition, self.reward, self.initial))
+        transition, reward, initial = tensors
+        if transition.dtype != self.transition.dtype:  # rounded rows sum to 1 again
+            transition = transition / transition.sum(-1, keepdim=True)
+            initial = initial / initial.sum(-1, keepdim=True)
+        return TabularMDP(transition, reward, initial, self.discount)
+
+
+def random_mdps(
+    batch: int,
+    n_states: int = 9,
+    n_actions: int = 4,
+    discount: float = 0.5,
+    *,
+    generator: torch.Generator,
+    dtype: torch.dtype = torch.float32,
+) -> TabularMDP:
+    """Draw MDPs from the family of Liang and Lai (2026), section 4.1.
+
+    Every P(. | s, a) and the initial distribution are drawn from Dirichlet(1, ..., 1), the uniform
+    distribution on the simplex; rewards r(a, s') are uniform on (-1, 1), one per action and next
+    state, whatever the state that was left.
+
+    Parameters
+    ----------
+    batch, n_states, n_actions : int
+        B, S and A.
+    discount : float
+        The discount gamma, in [0, 1).
+    generator : torch.Generator
+        Source of randomness; its device is the device of the result.
+    dtype : torch.dtype
+        Floating-point type of the result.
+
+    Returns
+    -------
+    TabularMDP
+        B independent MDPs.
+    """
+    for name, value in (("batch", batch), ("n_states", n_states), ("n_actions", n_actions)):
+        check_count(name, value)
+    check_generator(generator)
+
+    def uniform_on_simplex(*shape: int) -> Tensor:
+        # Independent Exponential(1) numbers divided by their sum are Dirichlet(1, ..., 1).
+        numbers = torch.empty(shape, dtype=dtype, device=generator.device)
+        numbers.exponential_(generator=generator)
+        return numbers / numbers.sum(-1, keepdim=True)
+
+    transition = uniform_on_simplex(batch, n_states, n_actions, n_states)
+    initial = uniform_on_simplex(batch, n_states)
+    reward = torch.empty(batch, 1, n_actions, n_states, dtype=dtype, device=generator.device)
+    reward.uniform_(-1, 1, generator=generator)
+    reward = reward.expand(batch, n_states, n_actions, n_states)
+    return TabularMDP(transition, reward, initial, discount)
+
+
+def value_iteration(mdp: TabularMDP, tolerance: float | None = None) -> Tensor:
+    """Compute the optimal action values Q* by value iteration.
+
+    Parameters
+    ----------
+    mdp : TabularMDP
+        A batch of B MDPs.
+    tolerance : float, optional
+        Bound on the distance to Q* in the maximum norm. By default the rounding error of the
+        dtype, relative to the largest value an MDP of the batch can have.
+
+    Returns
+    -------
+    Tensor, shape (B, S, A)
+        Q*, the fixed point of Q(s, a) = r(s, a) + gamma sum_s' P(s' | s, a) max_b Q(s', b).
+    """
+    rewards = mdp.expected_reward
+    # An update contracts by gamma, so a change of size x leaves at most x gamma / (1 - gamma).
+    remaining = mdp.discount / (1 - mdp.discount)
+    if tolerance is None:
+        scale = rewards.abs().max().item() / (1 - mdp.discount)
+        tolerance = 4 * torch.finfo(rewards.dtype).eps * scale * (1 + remaining)
+    else:
+        check_number("tolerance", tolerance, above=0)
+    q = rewards
+    while True:
+        update = _backup(mdp, q.amax(-1))
+        change = (update - q).abs().max().item()
+        q = update
+        if change * remaining <= tolerance:
+            return q
+
+
+def policy_value(mdp: TabularMDP, policy: Tensor) -> Tensor:
+    """Compute the values of a policy, exactly, by a linear solve.
+
+    Parameters
+    ----------
+    mdp : TabularMDP
+        A batch of B MDPs.
+    policy : Tensor, shape (B, S, A)
+        Action probabilities pi(a | s).
+
+    Returns
+    -------
+    Tensor, shape (B, S)
+        The solution v of (I - gamma P_pi) v = r_pi.
+    """
+    _check_policy(mdp, policy)
+    p_pi = torch.einsum("bsa,bsat->bst", policy, mdp.transition)
+    r_pi = (policy * mdp.expected_reward).sum(-1)
+    identity = torch.eye(mdp.n_states, dtype=p_pi.dtype, device=p_pi.device)
+    return torch.linalg.solve(identity - mdp.discount * p_pi, r_pi)
+
+
+def policy_action_value(mdp: TabularMDP, policy: Tensor) -> Tensor:
+    """Compute the action values Q_pi of a policy (B, S, A), shape (B, S, A), exactly."""
+    return _backup(mdp, policy_value(mdp, policy))
+
+
+def expected_return(mdp: TabularMDP, policy: Tensor) -> Tensor:
+    """Compute the expected discounted return of a policy from the initial distribution, exactly.
+
+    Parameters
+    ----------
+    mdp : TabularMDP
+        A batch of B MDPs.
+    policy : Tensor, shape (B, S, A)
+        Action probabilities pi(a | s).
+
+    Returns
+    -------
+    Tensor, shape (B,)
+        sum_s P_0(s) v_pi(s), over an infinite horizon.
+    """
+    return (mdp.initial * policy_value(mdp, policy)).sum(-1)
+
+
+def greedy_policy(q: Tensor) -> Tensor:
+    """Return the policy (B, S, A) that is greedy in action values q (B, S, A).
+
+    Ties are shared: actions of equal largest value get equal probability.
+    """
+    best = q == q.amax(-1, keepdim=True)
+    return best.to(q.dtype) / best.sum(-1, keepdim=True)
+
+
+def cumulative(probabilities: Tensor) -> Tensor:
+    """Return running sums over the last axis that end in exactly 1.
+
+    With u uniform on [0, 1), ``(u >= table[..., :-1]).sum(-1)`` is a draw from `probabilities`,
+    and never an outcome of probability zero.
+    """
+    sums = probabilities.cumsum(-1)
+    return sums / sums[..., -1:]
+
+
+def _backup(mdp: TabularMDP, values: Tensor) -> Tensor:
+    """Return r(s, a) + gamma sum_s' P(s' | s, a) v(s') for values (B, S)."""
+    return mdp.expected_reward + mdp.discount * torch.einsum("bsat,bt->bsa", mdp.transition, values)
+
+
+def _check_distribution(name: str, probabilities: Tensor) -> None:
+    tolerance = 8 * probabilities.shape[-1] * torch.finfo(probabilities.dtype).eps
+    if probabilities.min() < 0:
+        raise ValueError(f"{name}: expected probabilities, got a negative number")
+    error = (probabilities.sum(-1) - 1).abs().max().item()
+    if error > tolerance:
+        raise ValueError(f"{name}: expected rows that sum to 1, got a row that is off by {error:g}")
+
+
+def _check_policy(mdp: TabularMDP, policy: Tensor) -> None:
+    check_tensors(**{"mdp.transition": (mdp.transition, "B S A S"), "policy": (policy, "B S A")})
+    _check_distribution("policy", policy)

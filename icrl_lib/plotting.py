@@ -1,0 +1,323 @@
+"""Figures: matrices as labelled blocks, prompts, curves with bands, the loop, an MDP.
+
+One look for the whole book. Every function draws into axes or returns the figure it made; colour
+is never the only carrier of meaning (line styles, labels and hatching repeat it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Rectangle
+from torch import Tensor
+
+from icrl_lib.mdps import TabularMDP
+from icrl_lib.prompts import Layout
+
+ROLES: dict[str, dict[str, str]] = {
+    "transformer": {"color": "#0072B2", "linestyle": "-"},
+    "teacher": {"color": "#D55E00", "linestyle": "--"},
+    "oracle": {"color": "#00795A", "linestyle": "-."},
+    "random": {"color": "#5F5F5F", "linestyle": ":"},
+}
+"""Colour and line style of each role, the same in every figure."""
+
+INK = "#222222"
+FRAME = "#8A8A8A"
+# Red for positive, blue for negative, near white for zero; the darkest ends are left out, because
+# they look alike.
+_ENDS = np.linspace(0.08, 0.92, 255)
+DIVERGING = mpl.colors.ListedColormap(mpl.colormaps["RdBu_r"](_ENDS), name="signed")
+
+
+def use_style() -> None:
+    """Set matplotlib's defaults to the look of the book."""
+    mpl.rcParams.update(
+        {
+            "figure.dpi": 120,
+            "figure.facecolor": "white",
+            "savefig.facecolor": "white",
+            "figure.constrained_layout.use": True,
+            "figure.figsize": (7.0, 3.6),
+            "font.size": 11,
+            "axes.titlesize": 12,
+            "axes.titleweight": "bold",
+            "axes.titlelocation": "left",
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.edgecolor": FRAME,
+            "axes.labelcolor": INK,
+            "axes.prop_cycle": mpl.cycler(
+                color=["#0072B2", "#D55E00", "#00795A", "#A34D7F", "#8A6D00", "#5F5F5F"],
+                linestyle=["-", "--", "-.", ":", (0, (5, 1, 1, 1)), (0, (1, 1))],
+            ),
+            "axes.grid": True,
+            "grid.color": "#E4E4E4",
+            "grid.linewidth": 0.8,
+            "text.color": INK,
+            "xtick.color": INK,
+            "ytick.color": INK,
+            "lines.linewidth": 2.0,
+            "legend.frameon": False,
+            "image.interpolation": "nearest",
+        }
+    )
+
+
+def block_matrix(
+    matrix: Tensor,
+    rows: Sequence[tuple[str, int]],
+    columns: Sequence[tuple[str, int]],
+    *,
+    title: str = "",
+    unread: Sequence[tuple[slice, slice]] = (),
+    limit: float | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw a matrix as a heat map with its slots marked and named.
+
+    Parameters
+    ----------
+    matrix : Tensor, shape (rows, columns)
+        What to draw.
+    rows, columns : sequence of (str, int)
+        Names (LaTeX without dollar signs) and sizes of the slots along both sides.
+    title : str
+        Title of the axes.
+    unread : sequence of (slice, slice)
+        Blocks to hatch: entries that are never read.
+    limit : float, optional
+        Entries of this size have the darkest colour; by default the largest one.
+    ax : Axes, optional
+        Where to draw; by default a new figure.
+
+    Returns
+    -------
+    Axes
+        With the image as ``ax.images[0]``.
+    """
+    if ax is None:
+        ax = plt.figure(figsize=(4.4, 4.0)).add_subplot()
+    values = matrix.detach().cpu().numpy()
+    limit = limit or float(np.abs(values).max()) or 1.0
+    ax.imshow(values, cmap=DIVERGING, vmin=-limit, vmax=limit, aspect="auto")
+    ax.grid(False)
+    for spine in ax.spines.values():
+        spine.set_visible(True)
+    for across, down in unread:
+        corner = (down.start - 0.5, across.start - 0.5)
+        size = (down.stop - down.start, across.stop - across.start)
+        hatching = {"facecolor": "#F1F1F1", "edgecolor": "#C4C4C4", "hatch": "///", "linewidth": 0}
+        ax.add_patch(Rectangle(corner, *size, **hatching))
+    for slots, axis, line in ((rows, ax.yaxis, ax.axhline), (columns, ax.xaxis, ax.axvline)):
+        for end in np.cumsum([size for _, size in slots])[:-1]:
+            line(end - 0.5, color=FRAME, linewidth=0.8)
+        axis.set_ticks(*_slot_ticks(slots))
+        axis.set_tick_params(length=0)
+    ax.xaxis.tick_top()
+    ax.set_title(title, pad=12)
+    return ax
+
+
+def weights(
+    P: Tensor, V: Tensor, layout: Layout, *, names: tuple[str, str] = ("$P$", "$V$")
+) -> Figure:
+    """Draw P and V side by side, slots named, the blocks that are never read hatched (Fig. 2)."""
+    slots = (*layout.token, *layout.parameter)
+    k, size = layout.n_token, layout.size
+    unread_p = [(slice(0, size), slice(0, k))]
+    unread_v = [(slice(0, k + 1), slice(0, size))]
+    figure, axes = plt.subplots(1, 2, figsize=(9.6, 4.6))
+    for ax, matrix, name, unread in zip(axes, (P, V), names, (unread_p, unread_v), strict=True):
+        block_matrix(matrix, slots, slots, title=name, unread=unread, ax=ax)
+        bar = figure.colorbar(ax.images[0], ax=ax, fraction=0.046, pad=0.03)
+        bar.outline.set_visible(False)
+    return figure
+
+
+def prompt(H: Tensor, layout: Layout, *, title: str = "", ax: Axes | None = None) -> Axes:
+    """Draw a prompt H (D, n + 1): tokens on the left, the parameter column at the right."""
+    n = H.shape[1] - 1
+    if ax is None:
+        ax = plt.figure(figsize=(6.4, 4.2)).add_subplot()
+    rows = (*layout.token, *layout.parameter)
+    columns = [(r"x_0,\,\ldots,\,x_{n-1}", n), (r"\tilde w", 1)]
+    block_matrix(H, rows, columns, title=title, ax=ax)
+    k, size = layout.n_token, layout.size
+    for corner, width, height, role in (
+        ((-0.5, -0.5), n, k, "transformer"),
+        ((n - 0.5, k - 0.5), 1, size - k, "teacher"),
+    ):
+        frame = {"fill": False, "linewidth": 2.5, "clip_on": False, "zorder": 3}
+        ax.add_patch(Rectangle(corner, width, height, edgecolor=ROLES[role]["color"], **frame))
+    return ax
+
+
+def losses(
+    steps: Tensor, values: Tensor, *, label: str | None = None, smooth: int = 1, ax: Axes
+) -> Axes:
+    """Draw a training loss on a logarithmic scale (Fig. 4), averaged over `smooth` entries."""
+    whole = len(values) // smooth * smooth
+    mean = values[:whole].reshape(-1, smooth).mean(-1).cpu().numpy()
+    ax.semilogy(steps[:whole].reshape(-1, smooth)[:, -1].cpu().numpy(), mean, label=label)
+    ax.set_xlabel("optimiser step")
+    ax.set_ylabel(r"loss $\frac{1}{2}\,\|$block − teacher$\|^2$")
+    return ax
+
+
+def returns(
+    curves: Mapping[str, tuple[Tensor, Tensor]],
+    *,
+    band: tuple[float, float] = (0.25, 0.75),
+    ylabel: str = "expected return",
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw mean returns over MDPs against in-context updates, with a quantile band (Fig. 3).
+
+    Parameters
+    ----------
+    curves : mapping of str to (Tensor, Tensor)
+        For each name the numbers of updates (K,) and the returns (K, B). With K = 1 the mean is
+        drawn as a level line, without a band. Names of `ROLES` get that role's look.
+    band : tuple of float
+        Quantiles over the B MDPs.
+    ylabel : str
+        Label of the vertical axis.
+    ax : Axes, optional
+        Where to draw; by default a new figure.
+
+    Returns
+    -------
+    Axes
+    """
+    if ax is None:
+        ax = plt.figure().add_subplot()
+    for name, (updates, values) in curves.items():
+        look = ROLES.get(name, {})
+        mean = values.mean(-1).cpu().numpy()
+        if len(mean) == 1:
+            ax.axhline(mean[0], label=name, **look)
+            continue
+        x = updates.cpu().numpy()
+        (line,) = ax.plot(x, mean, label=name, **look)
+        low, high = (values.quantile(q, dim=-1).cpu().numpy() for q in band)
+        ax.fill_between(x, low, high, color=line.get_color(), alpha=0.13, linewidth=0)
+    ax.set_xlabel("in-context updates")
+    ax.set_ylabel(ylabel)
+    ax.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=len(curves), borderaxespad=0.2)
+    return ax
+
+
+def loop() -> Figure:
+    """Draw the loop of Fig. 1: how a policy improves while no weight changes."""
+    figure = plt.figure(figsize=(8.6, 3.9))
+    ax = figure.add_subplot()
+    ax.set_axis_off()
+    ax.set_xlim(0, 10)
+    ax.set_ylim(0, 4.5)
+    boxes = {
+        "agent": ((0.2, 2.9), "agent\nacts by $w$", "#E8F1F8"),
+        "world": ((3.75, 2.9), "MDP\nnever seen before", "#EFEFEF"),
+        "prompt": ((7.3, 2.9), "prompt $H$\nwindow and $w$", "#E8F1F8"),
+        "block": ((7.3, 0.4), "one attention block\n$P$, $V$ frozen", "#FBEBDD"),
+        "parameters": ((3.75, 0.4), "last column\nholds the new $w$", "#E8F1F8"),
+    }
+    width, height = 2.5, 1.2
+    for (x, y), words, color in boxes.values():
+        style = "round,pad=0.02,rounding_size=0.15"
+        edge = {"edgecolor": INK, "linewidth": 1.2}
+        ax.add_patch(FancyBboxPatch((x, y), width, height, boxstyle=style, facecolor=color, **edge))
+        ax.text(x + width / 2, y + height / 2, words, ha="center", va="center", fontsize=12)
+    arrow = {"arrowstyle": "-|>", "mutation_scale": 18, "linewidth": 1.8, "color": INK}
+    top, bottom = 2.9 + height / 2, 0.4 + height / 2
+    for start, end in (
+        ((2.75, top), (3.7, top)),
+        ((6.3, top), (7.25, top)),
+        ((8.55, 2.85), (8.55, 1.65)),
+        ((7.25, bottom), (6.3, bottom)),
+    ):
+        ax.add_patch(FancyArrowPatch(start, end, **arrow))
+    bend = "angle,angleA=180,angleB=90,rad=12"
+    ax.add_patch(FancyArrowPatch((3.7, bottom), (1.45, 2.85), connectionstyle=bend, **arrow))
+    for x, y, words in (
+        (3.22, top + 0.22, "$a_i$"),
+        (6.77, top + 0.22, "$s_{i+1}, r_{i+1}$"),
+        (8.72, 2.25, "forward pass"),
+        (1.62, 1.75, "improved policy"),
+    ):
+        side = "center" if y > 3 else "left"
+        ax.text(x, y, words, ha=side, va="center", fontsize=11, color="#444444")
+    return figure
+
+
+def mdp_graph(
+    mdp: TabularMDP, policy: Tensor, values: Tensor, *, index: int = 0, threshold: float = 0.12
+) -> Figure:
+    """Draw one MDP under a deterministic policy: states in a circle, arrows where it leads.
+
+    Parameters
+    ----------
+    mdp : TabularMDP
+        A batch of MDPs.
+    policy : Tensor, shape (B, S, A)
+        Action probabilities; the most probable action of each state is shown.
+    values : Tensor, shape (B, S)
+        Values of the states, written into them and shown as their colour.
+    index : int
+        Which MDP of the batch.
+    threshold : float
+        Transitions less probable than this are left out.
+
+    Returns
+    -------
+    Figure
+    """
+    actions = policy[index].argmax(-1).tolist()
+    chosen = mdp.transition[index, range(mdp.n_states), actions].cpu().numpy()  # (S, S)
+    v = values[index].cpu().numpy()
+    angles = np.pi / 2 - 2 * np.pi * np.arange(mdp.n_states) / mdp.n_states
+    places = np.stack([np.cos(angles), np.sin(angles)], -1)
+    figure = plt.figure(figsize=(5.6, 5.2))
+    ax = figure.add_subplot()
+    ax.set_axis_off()
+    ax.set_aspect("equal")
+    ax.set_xlim(-1.5, 1.5)
+    ax.set_ylim(-1.4, 1.4)
+    for s, s_next in zip(*np.nonzero(chosen >= threshold), strict=True):
+        if s == s_next:
+            continue
+        look = {"linewidth": 5 * chosen[s, s_next], "color": "#44617A", "alpha": 0.75}
+        bend = {"connectionstyle": "arc3,rad=0.15", "shrinkA": 19, "shrinkB": 19}
+        head = {"arrowstyle": "-|>", "mutation_scale": 11}
+        ax.add_patch(FancyArrowPatch(places[s], places[s_next], **look, **bend, **head))
+    norm = mpl.colors.Normalize(v.min(), v.max())
+    for s, (x, y) in enumerate(places):
+        face = mpl.colormaps["cividis"](norm(v[s]))
+        ax.add_patch(Circle((x, y), 0.17, facecolor=face, edgecolor=INK, zorder=3))
+        ink = "white" if norm(v[s]) < 0.55 else "black"
+        label = {"ha": "center", "va": "center", "zorder": 4}
+        ax.text(x, y, f"{v[s]:.2f}", color=ink, fontsize=10, **label)
+        ax.text(1.36 * x, 1.3 * y, f"$s={s}$\n$a^\\star={actions[s]}$", fontsize=9, **label)
+    return figure
+
+
+def _slot_ticks(slots: Sequence[tuple[str, int]]) -> tuple[list[float], list[str]]:
+    """Return positions and labels of slots; neighbours too thin to be told apart share a label."""
+    total = sum(size for _, size in slots)
+    groups: list[list[tuple[float, str]]] = []
+    end = 0
+    for name, size in slots:
+        middle = end + size / 2 - 0.5
+        end += size
+        if groups and middle - groups[-1][-1][0] < 0.05 * total:
+            groups[-1].append((middle, name))
+        else:
+            groups.append([(middle, name)])
+    positions = [sum(middle for middle, _ in group) / len(group) for group in groups]
+    labels = ["$" + r",\,".join(name for _, name in group) + "$" for group in groups]
+    return positions, labels

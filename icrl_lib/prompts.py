@@ -1,0 +1,181 @@
+"""The prompt: a window of experience and the current parameters as one matrix H.
+
+Column i < n of H is a token [x_i; 0], column n is the parameter column [0; 1; parameters]:
+experience and parameters occupy disjoint rows.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from icrl_lib.checks import check_count, check_number, check_tensors
+
+
+class Layout(NamedTuple):
+    """Names and sizes of the slots of a prompt, from top to bottom.
+
+    Attributes
+    ----------
+    token : tuple of (str, int)
+        The slots of x_i; their sizes add up to ``n_token``.
+    parameter : tuple of (str, int)
+        The slots of the parameter column: the constant 1, then the parameters.
+
+    Names are written as LaTeX mathematics without the dollar signs.
+    """
+
+    token: tuple[tuple[str, int], ...]
+    parameter: tuple[tuple[str, int], ...]
+
+    @property
+    def n_token(self) -> int:
+        """Number of rows of a token."""
+        return sum(size for _, size in self.token)
+
+    @property
+    def n_parameter(self) -> int:
+        """Number of rows of the parameter column, the constant 1 included."""
+        return sum(size for _, size in self.parameter)
+
+    @property
+    def size(self) -> int:
+        """Number D of rows of H."""
+        return self.n_token + self.n_parameter
+
+
+def sarsa_layout(d: int) -> Layout:
+    """Return the slots of the SARSA prompt (eq. 4); D = 3 d + 2."""
+    check_count("d", d)
+    return Layout(
+        token=((r"\phi", d), (r"\gamma\phi^+", d), ("r", 1)),
+        parameter=(("1", 1), ("w", d)),
+    )
+
+
+def actor_critic_layout(d: int, m: int) -> Layout:
+    """Return the slots of the actor-critic prompt (eq. 13); D = 3 d + 2 m + 2."""
+    check_count("d", d)
+    check_count("m", m)
+    return Layout(
+        token=((r"\phi_V", d), (r"\gamma\phi_V^+", d), ("r", 1), (r"\gamma^i g_\lambda", m)),
+        parameter=(("1", 1), (r"\lambda", m), ("w", d)),
+    )
+
+
+def sarsa_tokens(phi: Tensor, phi_next: Tensor, rewards: Tensor, discount: float) -> Tensor:
+    """Return the tokens x_i = [phi_i; gamma phi_next_i; r_{i+1}], shape (B, n, 2 d + 1)."""
+    check_tensors(phi=(phi, "B n d"), phi_next=(phi_next, "B n d"), rewards=(rewards, "B n"))
+    check_number("discount", discount, at_least=0, less_than=1)
+    return torch.cat([phi, discount * phi_next, rewards.unsqueeze(-1)], -1)
+
+
+def actor_critic_tokens(
+    phi_v: Tensor, phi_v_next: Tensor, rewards: Tensor, scores: Tensor, discount: float
+) -> Tensor:
+    """Return x_i = [phi_V(s_i); gamma phi_V(s_{i+1}); r_{i+1}; gamma^i g_lambda(s_i, a_i)].
+
+    The shape is (B, n, 2 d + 1 + m); the power gamma^i starts from 1 in every window.
+    """
+    check_tensors(
+        phi_v=(phi_v, "B n d"),
+        phi_v_next=(phi_v_next, "B n d"),
+        rewards=(rewards, "B n"),
+        scores=(scores, "B n m"),
+    )
+    check_number("discount", discount, at_least=0, less_than=1)
+    index = torch.arange(rewards.shape[1], dtype=rewards.dtype, device=rewards.device)
+    discounts = (discount**index).unsqueeze(-1)  # (n, 1)
+    return torch.cat([phi_v, discount * phi_v_next, rewards.unsqueeze(-1), discounts * scores], -1)
+
+
+def parameter_column(parameters: Tensor) -> Tensor:
+    """Put the constant 1 on top of parameters (B, p), shape (B, 1 + p)."""
+    check_tensors(parameters=(parameters, "B p"))
+    return torch.cat([torch.ones_like(parameters[:, :1]), parameters], -1)
+
+
+def assemble(tokens: Tensor, parameters: Tensor) -> Tensor:
+    """Assemble the prompt H from tokens and parameters.
+
+    Parameters
+    ----------
+    tokens : Tensor, shape (B, n, k)
+        The tokens x_0, ..., x_{n-1}.
+    parameters : Tensor, shape (B, p)
+        The current parameters.
+
+    Returns
+    -------
+    Tensor, shape (B, k + 1 + p, n + 1)
+        Columns [x_i; 0], then the column [0; 1; parameters].
+    """
+    sizes = check_tensors(tokens=(tokens, "B n k"), parameters=(parameters, "B p"))
+    k, p, n = sizes["k"], sizes["p"], sizes["n"]
+    H = tokens.new_zeros(sizes["B"], k + 1 + p, n + 1)
+    H[:, :k, :n] = tokens.mT
+    H[:, k:, n] = parameter_column(parameters)
+    return H
+
+
+def sarsa_prompt(
+    w: Tensor, phi: Tensor, phi_next: Tensor, rewards: Tensor, discount: float
+) -> Tensor:
+    """Build the SARSA prompt H (eq. 4 of Liang and Lai, 2026).
+
+    Parameters
+    ----------
+    w : Tensor, shape (B, d)
+        Current parameters of the action values.
+    phi, phi_next : Tensor, shape (B, n, d)
+        phi(s_i, a_i) and phi(s_{i+1}, a_{i+1}).
+    rewards : Tensor, shape (B, n)
+        Rewards r_1, ..., r_n.
+    discount : float
+        The discount gamma, in [0, 1).
+
+    Returns
+    -------
+    Tensor, shape (B, 3 d + 2, n + 1)
+        H; the updated w is read from the last d entries of the last column of the output.
+    """
+    check_tensors(w=(w, "B d"), phi=(phi, "B n d"))
+    return assemble(sarsa_tokens(phi, phi_next, rewards, discount), w)
+
+
+def actor_critic_prompt(
+    lam: Tensor,
+    w: Tensor,
+    phi_v: Tensor,
+    phi_v_next: Tensor,
+    rewards: Tensor,
+    scores: Tensor,
+    discount: float,
+) -> Tensor:
+    """Build the actor-critic prompt H (eq. 13 of Liang and Lai, 2026).
+
+    Parameters
+    ----------
+    lam : Tensor, shape (B, m)
+        Current parameters lambda of the policy.
+    w : Tensor, shape (B, d)
+        Current parameters of the state values.
+    phi_v, phi_v_next : Tensor, shape (B, n, d)
+        phi_V(s_i) and phi_V(s_{i+1}).
+    rewards : Tensor, shape (B, n)
+        Rewards r_1, ..., r_n.
+    scores : Tensor, shape (B, n, m)
+        Scores g_lambda(s_i, a_i), undiscounted.
+    discount : float
+        The discount gamma, in [0, 1).
+
+    Returns
+    -------
+    Tensor, shape (B, 3 d + 2 m + 2, n + 1)
+        H; the updated [lambda; w] is read from the last m + d entries of the last column.
+    """
+    check_tensors(w=(w, "B d"), phi_v=(phi_v, "B n d"), lam=(lam, "B m"), scores=(scores, "B n m"))
+    tokens = actor_critic_tokens(phi_v, phi_v_next, rewards, scores, discount)
+    return assemble(tokens, torch.cat([lam, w], -1))

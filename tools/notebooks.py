@@ -1,0 +1,131 @@
+"""Keep the chapters' notebooks in order: run them and store their outputs, or set their address."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from pathlib import Path
+
+import nbformat
+import yaml
+from nbclient import NotebookClient
+
+ROOT = Path(__file__).resolve().parent.parent
+SETUP = """\
+# In Colab this installs the library; anywhere else, and on a second run, it does nothing.
+import importlib.util
+import sys
+
+if "google.colab" in sys.modules and importlib.util.find_spec("icrl_lib") is None:
+    %pip install -q "icrl_lib @ git+{url}@v{version}"\
+"""
+BADGE = "[Open this chapter in Colab]({colab}/github/{repository}/blob/{branch}/book/{name})"
+KERNEL = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
+
+
+def chapters() -> list[Path]:
+    """Return every notebook of the book, in order."""
+    return sorted((ROOT / "book").glob("*.ipynb"))
+
+
+def setup_cell() -> str:
+    """Return the source of the cell that makes a chapter run in Colab."""
+    url = _config()["repository"]["url"]
+    version = _library_version()
+    return SETUP.format(url=url, version=version)
+
+
+def badge(path: Path) -> str:
+    """Return the line that opens the notebook `path` in Colab."""
+    config = _config()
+    return BADGE.format(
+        colab=config["launch_buttons"]["colab_url"],
+        repository=config["repository"]["url"].removeprefix("https://github.com/"),
+        branch=config["repository"]["branch"],
+        name=path.name,
+    )
+
+
+def set_address(notebook: nbformat.NotebookNode, path: Path) -> None:
+    """Write setup cell and badge as _config.yml has the repository's address."""
+    for cell in notebook.cells:
+        if cell.cell_type == "code" and "setup" in cell.metadata.get("tags", []):
+            cell.source = setup_cell()
+        elif cell.cell_type == "markdown":
+            lines = cell.source.split("\n")
+            is_badge = [line.startswith(BADGE.partition("(")[0]) for line in lines]
+            cell.source = "\n".join(
+                badge(path) if found else line for line, found in zip(lines, is_badge, strict=True)
+            )
+
+
+def execute(notebook: nbformat.NotebookNode, path: Path) -> None:
+    """Run a notebook from top to bottom in a new kernel and keep its outputs and running time."""
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    client = NotebookClient(
+        notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": path.parent}},
+        record_timing=False,
+    )  # fmt: skip
+    started = time.perf_counter()
+    client.execute()
+    notebook.metadata["seconds_to_run"] = math.ceil(time.perf_counter() - started)
+
+
+def normalise(notebook: nbformat.NotebookNode) -> None:
+    """Drop what differs from editor to editor, so that a change shows nothing but itself."""
+    seconds = notebook.metadata.get("seconds_to_run")
+    notebook.metadata = nbformat.from_dict(KERNEL)
+    if seconds is not None:
+        notebook.metadata["seconds_to_run"] = seconds
+    notebook.nbformat, notebook.nbformat_minor = 4, 5
+    for number, cell in enumerate(notebook.cells, start=1):
+        cell["id"] = f"cell-{number:02d}"
+        kept = ("tags", "mystnb", "cellView")
+        cell.metadata = nbformat.from_dict(
+            {k: cell.metadata[k] for k in kept if k in cell.metadata}
+        )
+        for output in cell.get("outputs", []):
+            output.pop("metadata", None) if output.output_type == "stream" else None
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "task",
+        choices=["run", "address"],
+        help="run: execute from top to bottom and store the outputs; "
+        "address: only carry the repository's address from _config.yml into setup cell and badge",
+    )
+    parser.add_argument("notebook", nargs="*", type=Path, help="by default every chapter")
+    arguments = parser.parse_args()
+    for path in arguments.notebook or chapters():
+        notebook = nbformat.read(path, as_version=4)
+        set_address(notebook, path)
+        if arguments.task == "run":
+            print(f"{path.name} ...", end=" ", flush=True)
+            execute(notebook, path)
+            print(f"{notebook.metadata.seconds_to_run} s")
+        normalise(notebook)
+        nbformat.validate(notebook)
+        nbformat.write(notebook, path)
+
+
+def _config() -> dict:
+    return yaml.safe_load((ROOT / "_config.yml").read_text())
+
+
+def _library_version() -> str:
+    namespace: dict[str, str] = {}
+    exec((ROOT / "icrl_lib" / "__init__.py").read_text(), namespace)
+    return namespace["__version__"]
+
+
+if __name__ == "__main__":
+    main()
