@@ -10,6 +10,9 @@ from torch import Tensor
 
 from icrl_lib.checks import check_count, check_generator, check_number, check_tensors
 
+REWARD_ARGUMENTS = ("a,s'", "s,a", "s,a,s'")
+"""What the rewards of `random_mdps` can depend on."""
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TabularMDP:
@@ -95,14 +98,14 @@ def random_mdps(
     n_actions: int = 4,
     discount: float = 0.5,
     *,
+    reward: str = "a,s'",
     generator: torch.Generator,
     dtype: torch.dtype = torch.float32,
 ) -> TabularMDP:
     """Draw MDPs from the family of Liang and Lai (2026), section 4.1.
 
     Every P(. | s, a) and the initial distribution are drawn from Dirichlet(1, ..., 1), the uniform
-    distribution on the simplex; rewards r(a, s') are uniform on (-1, 1), one per action and next
-    state, whatever the state that was left.
+    distribution on the simplex; rewards are independent and uniform on (-1, 1).
 
     Parameters
     ----------
@@ -110,6 +113,9 @@ def random_mdps(
         B, S and A.
     discount : float
         The discount gamma, in [0, 1).
+    reward : str
+        What a reward depends on: "a,s'" (action and next state, the paper's family), "s,a" or
+        "s,a,s'".
     generator : torch.Generator
         Source of randomness; its device is the device of the result.
     dtype : torch.dtype
@@ -120,6 +126,8 @@ def random_mdps(
     TabularMDP
         B independent MDPs.
     """
+    if reward not in REWARD_ARGUMENTS:
+        raise ValueError(f"reward: expected one of {REWARD_ARGUMENTS}, got {reward!r}")
     for name, value in (("batch", batch), ("n_states", n_states), ("n_actions", n_actions)):
         check_count(name, value)
     check_generator(generator)
@@ -132,10 +140,12 @@ def random_mdps(
 
     transition = uniform_on_simplex(batch, n_states, n_actions, n_states)
     initial = uniform_on_simplex(batch, n_states)
-    reward = torch.empty(batch, 1, n_actions, n_states, dtype=dtype, device=generator.device)
-    reward.uniform_(-1, 1, generator=generator)
-    reward = reward.expand(batch, n_states, n_actions, n_states)
-    return TabularMDP(transition, reward, initial, discount)
+    arguments = reward.split(",")
+    sizes = (("s", n_states), ("a", n_actions), ("s'", n_states))
+    shape = [batch, *(size if axis in arguments else 1 for axis, size in sizes)]
+    rewards = torch.empty(shape, dtype=dtype, device=generator.device)
+    rewards.uniform_(-1, 1, generator=generator)
+    return TabularMDP(transition, rewards.expand_as(transition), initial, discount)
 
 
 def value_iteration(mdp: TabularMDP, tolerance: float | None = None) -> Tensor:

@@ -20,7 +20,7 @@ from icrl_lib.attention import join, reduced_update
 from icrl_lib.checks import check_count, check_number
 from icrl_lib.constructions import Projection, project
 from icrl_lib.loop import Frame, interact
-from icrl_lib.mdps import TabularMDP, random_mdps
+from icrl_lib.mdps import REWARD_ARGUMENTS, TabularMDP, random_mdps
 from icrl_lib.policies import initial_states
 
 MAX_RECORDED_LOSSES = 10_000
@@ -44,8 +44,8 @@ class TrainingConfig:
         With 1 this is Algorithm 1 (or 2) of the paper, line by line.
     window : int
         Number n of transitions in a window.
-    n_states, n_actions, discount
-        The family of MDPs, `icrl_lib.mdps.random_mdps`.
+    n_states, n_actions, discount, reward
+        The family of MDPs: arguments of `icrl_lib.mdps.random_mdps`.
     learning_rate : float
         Adam's learning rate at the start.
     decay, decay_every : float, int
@@ -66,6 +66,7 @@ class TrainingConfig:
     n_states: int = 9
     n_actions: int = 4
     discount: float = 0.5
+    reward: str = "a,s'"
     learning_rate: float = 1e-3
     decay: float = 0.99
     decay_every: int = 10
@@ -89,6 +90,8 @@ class TrainingConfig:
         check_number("learning_rate", self.learning_rate, above=0)
         check_number("decay", self.decay, above=0, at_most=1)
         check_number("gain", self.gain, above=0)
+        if self.reward not in REWARD_ARGUMENTS:
+            raise ValueError(f"reward: expected one of {REWARD_ARGUMENTS}, got {self.reward!r}")
         if self.dtype not in ("float32", "float64"):
             raise ValueError(f"dtype: expected 'float32' or 'float64', got {self.dtype!r}")
 
@@ -234,6 +237,7 @@ def draw_situation(
         config.n_states,
         config.n_actions,
         config.discount,
+        reward=config.reward,
         generator=generator,
         dtype=dtype,
     )
