@@ -25,7 +25,7 @@ help:
 
 # A failed build is thrown away: Sphinx does not repeat the warnings of pages it has already read.
 book: .venv/installed
-	@$(IN_VENV) -m jupyter_book build . -W -n --keep-going --quiet || { rm -rf _build; exit 1; }
+	@.venv/bin/jupyter-book build . -W -n --keep-going --quiet || { rm -rf _build; exit 1; }
 	@echo "The book is ready: $(CURDIR)/$(HTML)"
 
 serve: book
