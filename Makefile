@@ -3,6 +3,8 @@ PYTHON ?= python3
 IN_VENV := .venv/bin/python
 HTML := _build/html/index.html
 PORT ?= 8000
+# Two notebooks run side by side; the tensors are small, and more threads only wait for each other.
+export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
 .PHONY: help book serve test notebooks address clean

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from icrl_lib import constructions, prompts, teachers
 from icrl_lib.attention import linear_self_attention
-from icrl_lib.checks import check_count, check_number, check_tensor
+from icrl_lib.checks import check_count, check_number, check_tensor, check_tensors
 from icrl_lib.features import random_features
 from icrl_lib.mdps import TabularMDP
 from icrl_lib.policies import Window, epsilon_greedy, explore, softmax_policy, softmax_score
@@ -204,7 +204,8 @@ class ActorCritic(Algorithm):
     def policy(
         self, features: ActorCriticFeatures, parameters: Tensor, epsilon: float | None = None
     ) -> Tensor:
-        softmax = softmax_policy(_linear(features.policy, parameters[:, : self.m]))
+        lam, _ = self._split(parameters)
+        softmax = softmax_policy(_linear(features.policy, lam))
         return explore(softmax, self.epsilon if epsilon is None else epsilon)
 
     def observe(self, features: ActorCriticFeatures, parameters: Tensor, window: Window) -> tuple:
@@ -222,9 +223,14 @@ class ActorCritic(Algorithm):
         return prompts.actor_critic_tokens(*observation)
 
     def teach(self, parameters: Tensor, observation: tuple) -> Tensor:
-        lam, w = parameters[:, : self.m], parameters[:, self.m :]
+        lam, w = self._split(parameters)
         updated = teachers.actor_critic_update(lam, w, *observation, self.alpha, self.beta)
         return torch.cat(updated, -1)
+
+    def _split(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """Return lambda (B, m) and w (B, d)."""
+        check_tensors(parameters=(parameters, f"B {self.n_parameters}"))
+        return parameters[:, : self.m], parameters[:, self.m :]
 
     def construction(
         self, c: float = 1.0, dtype: torch.dtype = torch.float32
@@ -242,6 +248,11 @@ def _linear(features: Tensor, parameters: Tensor) -> Tensor:
     expected = (features.shape[0], features.shape[-1])
     if parameters.shape != expected:
         raise ValueError(f"parameters: expected shape {expected}, got {tuple(parameters.shape)}")
+    if parameters.dtype != features.dtype:
+        raise ValueError(
+            f"parameters: expected the dtype of the features, {features.dtype}; "
+            f"got {parameters.dtype}"
+        )
     return (features @ parameters[:, None, :, None]).squeeze(-1)
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from icrl_lib.checks import check_tensors
+from icrl_lib.checks import check_count, check_tensors
 from icrl_lib.prompts import parameter_column
 
 
@@ -67,8 +67,9 @@ class Blocks(NamedTuple):
 def split(P: Tensor, V: Tensor, n_parameters: int) -> Blocks:
     """Cut the blocks that matter out of P and V (D, D) for p = `n_parameters` parameters."""
     sizes = check_tensors(P=(P, "D D"), V=(V, "D D"))
+    check_count("n_parameters", n_parameters)
     k = sizes["D"] - 1 - n_parameters
-    if n_parameters < 1 or k < 1:
+    if k < 1:
         raise ValueError(
             f"n_parameters: expected 1 to D - 2 = {sizes['D'] - 2}, got {n_parameters}"
         )
@@ -129,7 +130,8 @@ def reduced_update(
     if (P22 is None) != (V22 is None):
         raise ValueError("P22, V22: expected both or neither")
     if P22 is not None:
-        check_tensors(parameters=(parameters, "B p"), P22=(P22, "q q"), V22=(V22, "p q"))
+        q = sizes["q"]
+        check_tensors(parameters=(parameters, "B p"), P22=(P22, f"{q} {q}"), V22=(V22, f"p {q}"))
         form = ((extended @ P22) * extended).sum(-1, keepdim=True)  # w~^T P22 w~
         update = update + form * (extended @ V22.mT) / n
     return parameters + update

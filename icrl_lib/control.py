@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from icrl_lib.algorithms import Algorithm
-from icrl_lib.checks import check_count
+from icrl_lib.checks import check_count, check_tensors
 from icrl_lib.loop import Update, interact
 from icrl_lib.mdps import TabularMDP, expected_return
 from icrl_lib.policies import initial_states, rollout
@@ -96,6 +96,7 @@ def improve(
 
 def exact_returns(mdp: TabularMDP, policies: Tensor) -> Tensor:
     """Compute the exact expected return of policies (K, B, S, A), shape (K, B)."""
+    check_tensors(policies=(policies, "K B S A"))
     return torch.stack([expected_return(mdp, policy) for policy in policies])
 
 
@@ -125,7 +126,9 @@ def monte_carlo_return(
     Tensor, shape (B,)
         Mean over trajectories of sum_i gamma^i r_{i+1}, cut off after `length` rewards.
     """
+    check_tensors(**{"mdp.transition": (mdp.transition, "B S A S"), "policy": (policy, "B S A")})
     check_count("episodes", episodes)
+    check_count("length", length)
     copies = torch.arange(mdp.batch, device=policy.device).repeat_interleave(episodes)
     many = mdp[copies]
     window = rollout(many, policy[copies], length, initial_states(many, generator), generator)

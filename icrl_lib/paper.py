@@ -39,13 +39,13 @@ class Evaluation:
         Held-out MDPs, one agent in each.
     n_updates, every : int
         In-context updates, and how many of them lie between two evaluations. The text does not
-        give the number of updates.
+        give the number of updates; actor-critic is slow enough to need thousands.
     episodes, length : int
         Monte Carlo trajectories for every evaluation, and transitions in each.
     """
 
     n_mdps: int = 100
-    n_updates: int = 1000
+    n_updates: int = 5000
     every: int = 10
     episodes: int = 32
     length: int = 50
@@ -212,7 +212,7 @@ def _curve(values: Tensor) -> dict[str, Any]:
     values = values.double().cpu()
     quartiles = values.quantile(torch.tensor([0.25, 0.75], dtype=values.dtype), dim=-1)
     summary = {"mean": values.mean(-1), "low": quartiles[0], "high": quartiles[1]}
-    curve = {name: [round(x, 6) for x in series.tolist()] for name, series in summary.items()}
+    curve = {name: [round(x, 4) for x in series.tolist()] for name, series in summary.items()}
     return {**curve, "last": [round(x, 6) for x in values[-1].tolist()]}
 
 

@@ -57,6 +57,7 @@ def use_style() -> None:
                 linestyle=["-", "--", "-.", ":", (0, (5, 1, 1, 1)), (0, (1, 1))],
             ),
             "axes.grid": True,
+            "axes.axisbelow": True,
             "grid.color": "#E4E4E4",
             "grid.linewidth": 0.8,
             "text.color": INK,
@@ -271,7 +272,7 @@ def mdp_graph(
     index : int
         Which MDP of the batch.
     threshold : float
-        Transitions less probable than this are left out.
+        Transitions less probable than this are left out, as are those back to the same state.
 
     Returns
     -------

@@ -33,9 +33,7 @@ def td_errors(w: Tensor, phi: Tensor, phi_next: Tensor, rewards: Tensor, discoun
         rewards=(rewards, "B n"),
     )
     check_number("discount", discount, at_least=0, less_than=1)
-    value = (phi @ w.unsqueeze(-1)).squeeze(-1)
-    value_next = (phi_next @ w.unsqueeze(-1)).squeeze(-1)
-    return rewards + discount * value_next - value
+    return _td_errors(w, phi, phi_next, rewards, discount)
 
 
 def sarsa_update(
@@ -115,17 +113,31 @@ def actor_critic_update(
     ValueError
         If shapes, dtypes or devices disagree or a number is out of range.
     """
-    delta = td_errors(w, phi_v, phi_v_next, rewards, discount)
     check_tensors(
-        w=(w, "B d"), rewards=(rewards, "B n"), lam=(lam, "B m"), scores=(scores, "B n m")
+        w=(w, "B d"),
+        phi_v=(phi_v, "B n d"),
+        phi_v_next=(phi_v_next, "B n d"),
+        rewards=(rewards, "B n"),
+        lam=(lam, "B m"),
+        scores=(scores, "B n m"),
     )
+    check_number("discount", discount, at_least=0, less_than=1)
     check_number("alpha", alpha, above=0)
     check_number("beta", beta, above=0)
+    delta = _td_errors(w, phi_v, phi_v_next, rewards, discount)
     since_start = delta.detach().new_tensor([discount**i for i in range(delta.shape[1])])
     return (
         lam + alpha * _mean_of_products(since_start * delta, scores),
         w + beta * _mean_of_products(delta, phi_v),
     )
+
+
+def _td_errors(
+    w: Tensor, phi: Tensor, phi_next: Tensor, rewards: Tensor, discount: float
+) -> Tensor:
+    value = (phi @ w.unsqueeze(-1)).squeeze(-1)
+    value_next = (phi_next @ w.unsqueeze(-1)).squeeze(-1)
+    return rewards + discount * value_next - value
 
 
 def _mean_of_products(scalars: Tensor, vectors: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html.parser
+import importlib
 import re
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "book" / "_ext")]
+sys.path.insert(0, str(ROOT / "tools"))
 import book_pages  # noqa: E402
 import notebooks as tool  # noqa: E402
 
@@ -195,3 +196,39 @@ def test_no_formula_or_markup_is_left_raw(site):
         body = text[text.index("<article") : text.index("</article>")]
         prose = re.sub(r"<pre>.*?</pre>|<script.*?</script>|<code.*?</code>", "", body, flags=re.S)
         assert not re.search(r"\$\$|:::|\{cite|\*\*[A-Z]", prose), path.stem
+
+
+ITEMS = [
+    *(f"eq. {number}" for number in (1, 2, 3, 4, 5, 6, 8, 9, 13, 14, 15)),
+    *("Lemma C.1", "Proposition 3.1", "Theorem 3.1", "Theorem 3.2", "Theorem 3.3"),
+    *("Algorithm 1", "Algorithm 2", "Fig. 1", "Fig. 2", "Fig. 3", "Fig. 4"),
+]
+
+
+def rows_of_the_map() -> list[list[str]]:
+    lines = (ROOT / "book" / "paper_to_code.md").read_text().splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if "::" in line]
+    assert rows
+    return rows
+
+
+def test_the_map_has_every_numbered_item_of_the_paper():
+    assert [row[0] for row in rows_of_the_map()] == ITEMS
+
+
+@pytest.mark.parametrize("row", rows_of_the_map(), ids=lambda row: row[0])
+def test_the_map_leads_to_code_chapters_and_tests_that_exist(row):
+    item, _, function, chapters, test = row
+    module, _, name = function.strip("`").rpartition(".")
+    assert hasattr(importlib.import_module(module), name)
+    for chapter in re.findall(r"\((.*?)\)", chapters):
+        sources = [claim.source for claim in book_pages.claims(read(ROOT / "book" / chapter))]
+        assert any(item in book_pages.numbered_items(source) for source in sources), chapter
+    file, name = test.strip("`").split("::")
+    assert f"\ndef {name}(" in (ROOT / "tests" / file).read_text()
+
+
+@pytest.mark.parametrize("item", ITEMS)
+def test_the_ledger_has_a_claim_about_every_numbered_item(item):
+    sources = {claim.source for path in CHAPTERS for claim in book_pages.claims(read(path))}
+    assert any(item in book_pages.numbered_items(source) for source in sources)

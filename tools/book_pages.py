@@ -52,7 +52,7 @@ def numbered_items(source: str) -> list[str]:
 
 def item_order(item: str) -> tuple[int, list[int]]:
     """Sort key: by kind, then by number; what is not the paper's comes last."""
-    kinds = ["eq.", "Lemma", "Proposition", "Theorem", "Assumption", "Algorithm", "Fig."]
+    kinds = ["Section", "eq.", "Lemma", "Proposition", "Theorem", "Assumption", "Algorithm", "Fig."]
     kind = next((i for i, name in enumerate(kinds) if item.startswith(name)), len(kinds))
     return kind, [int(number) for number in re.findall(r"\d+", item)]
 
@@ -70,6 +70,8 @@ class ChapterTable(SphinxDirective):
         """Build the table."""
         table = []
         for path in chapters(Path(self.env.srcdir) / "book"):
+            if f"book/{path.stem}" not in self.env.found_docs:  # not in the table of contents
+                continue
             self.env.note_dependency(str(path))
             table += self.rows(path, nbformat.read(path, as_version=4))
         lines = [self.header, (":--",) * len(self.header), *self.sorted(table)]
@@ -87,7 +89,8 @@ class RunningTimes(ChapterTable):
 
     def rows(self, path: Path, notebook: nbformat.NotebookNode) -> list[tuple[str, ...]]:
         """Return one row."""
-        return [(f"[{title(notebook)}]({path.name})", str(notebook.metadata.seconds_to_run))]
+        seconds = notebook.metadata.get("seconds_to_run", "not measured")
+        return [(f"[{title(notebook)}]({path.name})", str(seconds))]
 
 
 class ClaimLedger(ChapterTable):
