@@ -123,6 +123,9 @@ def project(P: Tensor, V: Tensor, P_star: Tensor, V_star: Tensor) -> Projection:
         t.detach().to("cpu", torch.float64).flatten() for t in (P, V, P_star, V_star)
     )
 
+    for name, star in (("P_star", p_star), ("V_star", v_star)):
+        if not star.any():
+            raise ValueError(f"{name}: expected a matrix other than 0")
     # d/dc (|P - c P*|^2 + |V - V*/c|^2) = 0, times c^3 / 2
     quartic = [p_star @ p_star, -(p @ p_star), 0.0, v @ v_star, -(v_star @ v_star)]
     roots = np.roots([float(coefficient) for coefficient in quartic])

@@ -10,7 +10,7 @@ from torch import Tensor
 from icrl_lib.algorithms import Algorithm
 from icrl_lib.checks import check_count, check_tensors
 from icrl_lib.loop import Update, interact
-from icrl_lib.mdps import TabularMDP, expected_return
+from icrl_lib.mdps import TabularMDP, check_policy, expected_return
 from icrl_lib.policies import initial_states, rollout
 
 
@@ -126,7 +126,7 @@ def monte_carlo_return(
     Tensor, shape (B,)
         Mean over trajectories of sum_i gamma^i r_{i+1}, cut off after `length` rewards.
     """
-    check_tensors(**{"mdp.transition": (mdp.transition, "B S A S"), "policy": (policy, "B S A")})
+    check_policy(mdp, policy)
     check_count("episodes", episodes)
     check_count("length", length)
     copies = torch.arange(mdp.batch, device=policy.device).repeat_interleave(episodes)

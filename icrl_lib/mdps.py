@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from functools import cached_property
 
 import torch
@@ -179,6 +180,10 @@ def value_iteration(mdp: TabularMDP, tolerance: float | None = None) -> Tensor:
         q = update
         if change * remaining <= tolerance:
             return q
+        if not math.isfinite(change):
+            raise ValueError(
+                f"mdp.reward: expected values that {q.dtype} can hold, got an overflow"
+            )
 
 
 def policy_value(mdp: TabularMDP, policy: Tensor) -> Tensor:
@@ -196,7 +201,7 @@ def policy_value(mdp: TabularMDP, policy: Tensor) -> Tensor:
     Tensor, shape (B, S)
         The solution v of (I - gamma P_pi) v = r_pi.
     """
-    _check_policy(mdp, policy)
+    check_policy(mdp, policy)
     p_pi = torch.einsum("bsa,bsat->bst", policy, mdp.transition)
     r_pi = (policy * mdp.expected_reward).sum(-1)
     identity = torch.eye(mdp.n_states, dtype=p_pi.dtype, device=p_pi.device)
@@ -231,6 +236,7 @@ def greedy_policy(q: Tensor) -> Tensor:
 
     Ties are shared: actions of equal largest value get equal probability.
     """
+    check_tensors(q=(q, "B S A"))
     best = q == q.amax(-1, keepdim=True)
     return best.to(q.dtype) / best.sum(-1, keepdim=True)
 
@@ -259,6 +265,7 @@ def _check_distribution(name: str, probabilities: Tensor) -> None:
         raise ValueError(f"{name}: expected rows that sum to 1, got a row that is off by {error:g}")
 
 
-def _check_policy(mdp: TabularMDP, policy: Tensor) -> None:
+def check_policy(mdp: TabularMDP, policy: Tensor) -> None:
+    """Raise a ValueError unless `policy` holds action probabilities (B, S, A) for `mdp`."""
     check_tensors(**{"mdp.transition": (mdp.transition, "B S A S"), "policy": (policy, "B S A")})
     _check_distribution("policy", policy)

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from icrl_lib.checks import check_count, check_generator, check_number, check_tensor, check_tensors
-from icrl_lib.mdps import TabularMDP, cumulative, greedy_policy
+from icrl_lib.checks import check_count, check_generator, check_number, check_tensors
+from icrl_lib.mdps import TabularMDP, check_policy, cumulative, greedy_policy
 
 
 class Window(NamedTuple):
@@ -49,7 +49,6 @@ def epsilon_greedy(q: Tensor, epsilon: float) -> Tensor:
 
     With probability 1 - epsilon a greedy action (ties shared equally), else a uniform one.
     """
-    check_tensors(q=(q, "B S A"))
     return explore(greedy_policy(q), epsilon)
 
 
@@ -107,15 +106,10 @@ def rollout(
     Window
         The trajectory; continue from ``window.states[:, -1]``.
     """
-    check_tensor("policy", policy)
+    check_policy(mdp, policy)
     check_count("n", n)
     check_generator(generator)
     batch, n_states, n_actions = mdp.batch, mdp.n_states, mdp.n_actions
-    if policy.shape != (batch, n_states, n_actions):
-        raise ValueError(
-            f"policy: expected shape (B, S, A) = {(batch, n_states, n_actions)}, "
-            f"got {tuple(policy.shape)}"
-        )
     if not isinstance(state, Tensor) or state.dtype != torch.int64 or state.shape != (batch,):
         raise ValueError(f"state: expected an int64 tensor of shape ({batch},), got {state!r}")
     if state.min() < 0 or state.max() >= n_states:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import pickle
 import time
 from collections.abc import Iterator
 from itertools import islice
@@ -92,6 +93,10 @@ class TrainingConfig:
         check_number("gain", self.gain, above=0)
         if self.reward not in REWARD_ARGUMENTS:
             raise ValueError(f"reward: expected one of {REWARD_ARGUMENTS}, got {self.reward!r}")
+        try:
+            torch.device(self.device)
+        except RuntimeError as error:
+            raise ValueError(f"device: expected a device of torch, got {self.device!r}") from error
         if self.dtype not in ("float32", "float64"):
             raise ValueError(f"dtype: expected 'float32' or 'float64', got {self.dtype!r}")
 
@@ -196,12 +201,15 @@ def train(
     Raises
     ------
     ValueError
-        If `checkpoint` exists and belongs to another configuration.
+        If `checkpoint` exists and belongs to another configuration or is no checkpoint, or its
+        folder does not exist.
     """
     check_number("checkpoint_every", checkpoint_every, at_least=0)
     started = time.perf_counter()
     trainer = _Trainer(config)
     path = None if checkpoint is None else Path(checkpoint)
+    if path is not None and not path.parent.is_dir():
+        raise ValueError(f"checkpoint: expected a file in an existing folder, got {path}")
     if path is not None and path.exists():
         trainer.load(path)
     seconds_before = trainer.seconds
@@ -391,7 +399,10 @@ class _Trainer:
 
     def load(self, path: Path) -> None:
         """Take up the state that `save` wrote."""
-        state = torch.load(path, weights_only=True, map_location=self.config.device)
+        try:
+            state = torch.load(path, weights_only=True, map_location=self.config.device)
+        except (pickle.UnpicklingError, RuntimeError) as error:
+            raise ValueError(f"checkpoint: expected a checkpoint, {path} is none") from error
         if state["config"] != repr(self.config):
             raise ValueError(
                 f"checkpoint: expected {path} to belong to this configuration,\n"

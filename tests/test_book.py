@@ -21,7 +21,6 @@ import notebooks as tool  # noqa: E402
 
 NOTEBOOKS = tool.chapters()
 CHAPTERS = [path for path in NOTEBOOKS if path.stem != "index"]
-LANDING = [path for path in NOTEBOOKS if path.stem == "index"]
 
 
 def read(path: Path) -> nbformat.NotebookNode:

@@ -36,6 +36,7 @@ def test_floating_point_dtypes_pass(dtype):
         ({"w": (W.bool(), "B d")}, "w: expected a floating-point tensor, got dtype torch.bool"),
         ({"w": (W[:0], "B d")}, "w: expected a non-empty tensor, got shape (0, 3)"),
         ({"w": (W[0], "B d")}, "w: expected 2 axes (B, d), got shape (3,)"),
+        ({"w": (W, "d")}, "w: expected 1 axes (d), got shape (2, 3)"),
         ({"w": (W, "2 4")}, "w: expected shape (2, 4) with 4 = 4, got (2, 3)"),
         (
             {"P": (W, "D D")},

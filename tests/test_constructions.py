@@ -320,3 +320,10 @@ def test_projection_refuses_bad_tensors(name, spoil):
 def test_projection_refuses_tensors_that_disagree(name, mismatch):
     with pytest.raises(ValueError, match=rf"\b{name}\b"):
         project(**{**GOOD, name: mismatch(GOOD[name])})
+
+
+@pytest.mark.parametrize("name", ["P_star", "V_star"])
+def test_projection_refuses_a_manifold_through_zero(name):
+    given = {n: torch.eye(3) for n in ("P", "V", "P_star", "V_star")}
+    with pytest.raises(ValueError, match=rf"^{name}: expected a matrix other than 0"):
+        project(**{**given, name: torch.zeros(3, 3)})

@@ -426,3 +426,14 @@ def test_cumulative_ends_in_exactly_1_from_the_last_possible_outcome_on():
 def test_a_draw_from_cumulative_never_has_probability_0(u, outcome):
     table = cumulative(torch.tensor([0, 0.5, 0, 0.5, 0]))
     assert (u >= table[:-1]).sum() == outcome
+
+
+def test_value_iteration_refuses_rewards_that_overflow():
+    mdp = TabularMDP(torch.ones(1, 1, 1, 1), torch.full((1, 1, 1, 1), 3e38), torch.ones(1, 1), 0.9)
+    with pytest.raises(ValueError, match=r"^mdp\.reward: .*overflow"):
+        value_iteration(mdp)
+
+
+def test_greedy_policy_refuses_nan():
+    with pytest.raises(ValueError, match=r"^q:"):
+        greedy_policy(torch.full((1, 2, 2), math.nan))

@@ -223,7 +223,9 @@ def test_rollout_of_one_step_has_two_states_and_two_actions(generator):
     assert window.rewards.tolist() == [[120]]
 
 
-STOCHASTIC_POLICY = torch.tensor([[0, 0.3, 0, 0.7, 0], [0.2, 0.2, 0.1, 0, 0.5]]).double()
+STOCHASTIC_POLICY = torch.tensor(
+    [[0, 0.3, 0, 0.7, 0], [0.2, 0.2, 0.1, 0, 0.5]], dtype=torch.float64
+)
 
 
 def stochastic_mdp():
@@ -352,3 +354,16 @@ def test_rollout_refuses(generator, name, value):
     }
     with pytest.raises(ValueError, match=f"^{name}:"):
         rollout(**{**good, name: value})
+
+
+@pytest.mark.parametrize("row", [[1.0, 1.0], [1.5, -0.5], [0.0, 0.0], [0.5, 0.5 + 1e-9]])
+def test_rollout_refuses_rows_that_are_no_distribution(row):
+    mdp = TabularMDP(
+        torch.full((1, 1, 2, 1), 1.0, dtype=torch.float64),
+        torch.zeros(1, 1, 2, 1, dtype=torch.float64),
+        torch.ones(1, 1, dtype=torch.float64),
+        0.5,
+    )
+    policy = torch.tensor([[row]], dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"^policy:"):
+        rollout(mdp, policy, 3, torch.tensor([0]), torch.Generator().manual_seed(0))

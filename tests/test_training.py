@@ -533,3 +533,22 @@ COUNTS = ("n_mdps", "frames", "batch", "window", "n_states", "n_actions", "decay
 def test_configurations_refuse(name, value):
     with pytest.raises(ValueError, match=f"^{name}:"):
         TrainingConfig(**{name: value})
+
+
+def test_a_checkpoint_in_a_missing_folder_is_refused(tmp_path):
+    config = TrainingConfig(SARSA(d=1), n_mdps=1, frames=1, n_states=2, n_actions=2)
+    with pytest.raises(ValueError, match=r"^checkpoint: expected a file in an existing folder"):
+        train(config, checkpoint=tmp_path / "missing" / "x")
+
+
+def test_a_file_that_is_no_checkpoint_is_refused(tmp_path):
+    config = TrainingConfig(SARSA(d=1), n_mdps=1, frames=1, n_states=2, n_actions=2)
+    path = tmp_path / "x"
+    path.write_text("nothing of the kind")
+    with pytest.raises(ValueError, match=r"^checkpoint: expected a checkpoint"):
+        train(config, checkpoint=path)
+
+
+def test_an_unknown_device_is_refused():
+    with pytest.raises(ValueError, match=r"^device:"):
+        TrainingConfig(device="gpu")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import time
 from pathlib import Path
 
@@ -117,6 +118,8 @@ def main() -> None:
     )
     parser.add_argument("notebook", nargs="*", type=Path, help="by default every chapter")
     arguments = parser.parse_args()
+    # Kernels inherit it: the tensors are small, and more threads only wait for each other.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     for path in arguments.notebook or chapters():
         notebook = nbformat.read(path, as_version=4)
         set_address(notebook, path)
