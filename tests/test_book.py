@@ -159,7 +159,8 @@ class Page(html.parser.HTMLParser):
 
 @pytest.fixture(scope="session")
 def pages(site) -> dict[Path, Page]:
-    return {path: Page(path) for path in sorted(site.rglob("*.html"))}
+    paths = [path for path in sorted(site.rglob("*.html")) if "_static" not in path.parts]
+    return {path: Page(path) for path in paths}
 
 
 def test_every_page_was_built(pages):
