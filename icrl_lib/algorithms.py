@@ -127,7 +127,7 @@ class SARSA(Algorithm):
         return epsilon_greedy(q, self.epsilon if epsilon is None else epsilon)
 
     def observe(self, features: Tensor, parameters: Tensor, window: Window) -> tuple:
-        phi = _at_pairs(features, window.states, window.actions)  # (B, n + 1, d)
+        phi = at_pairs(features, window.states, window.actions)  # (B, n + 1, d)
         return phi[:, :-1], phi[:, 1:], window.rewards, window.discount
 
     def tokens(self, observation: tuple) -> Tensor:
@@ -204,30 +204,29 @@ class ActorCritic(Algorithm):
     def policy(
         self, features: ActorCriticFeatures, parameters: Tensor, epsilon: float | None = None
     ) -> Tensor:
-        lam, _ = self._split(parameters)
+        lam, _ = self.split(parameters)
         softmax = softmax_policy(_linear(features.policy, lam))
         return explore(softmax, self.epsilon if epsilon is None else epsilon)
 
     def observe(self, features: ActorCriticFeatures, parameters: Tensor, window: Window) -> tuple:
-        scores = softmax_score(features.policy, self.policy(features, parameters, epsilon=0))
-        phi_v = _at_states(features.value, window.states)  # (B, n + 1, d)
-        return (
-            phi_v[:, :-1],
-            phi_v[:, 1:],
-            window.rewards,
-            _at_pairs(scores, window.states[:, :-1], window.actions[:, :-1]),
-            window.discount,
-        )
+        phi_v = at_states(features.value, window.states)  # (B, n + 1, d)
+        scores = self.scores(features, parameters, window)
+        return phi_v[:, :-1], phi_v[:, 1:], window.rewards, scores, window.discount
+
+    def scores(self, features: ActorCriticFeatures, parameters: Tensor, window: Window) -> Tensor:
+        """Return the scores g_lambda(s_i, a_i) of the actions that were taken, (B, n, m)."""
+        table = softmax_score(features.policy, self.policy(features, parameters, epsilon=0))
+        return at_pairs(table, window.states[:, :-1], window.actions[:, :-1])
 
     def tokens(self, observation: tuple) -> Tensor:
         return prompts.actor_critic_tokens(*observation)
 
     def teach(self, parameters: Tensor, observation: tuple) -> Tensor:
-        lam, w = self._split(parameters)
+        lam, w = self.split(parameters)
         updated = teachers.actor_critic_update(lam, w, *observation, self.alpha, self.beta)
         return torch.cat(updated, -1)
 
-    def _split(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
+    def split(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
         """Return lambda (B, m) and w (B, d)."""
         check_tensors(parameters=(parameters, f"B {self.n_parameters}"))
         return parameters[:, : self.m], parameters[:, self.m :]
@@ -256,12 +255,12 @@ def _linear(features: Tensor, parameters: Tensor) -> Tensor:
     return (features @ parameters[:, None, :, None]).squeeze(-1)
 
 
-def _at_pairs(table: Tensor, states: Tensor, actions: Tensor) -> Tensor:
-    """Look up rows of a table (B, S, A, d) at states and actions (B, n), shape (B, n, d)."""
-    return _at_states(table.flatten(1, 2), states * table.shape[2] + actions)
+def at_pairs(table: Tensor, states: Tensor, actions: Tensor) -> Tensor:
+    """Look up a table (B, S, A, d) at states and actions, each (B, n), shape (B, n, d)."""
+    return at_states(table.flatten(1, 2), states * table.shape[2] + actions)
 
 
-def _at_states(table: Tensor, states: Tensor) -> Tensor:
-    """Look up rows of a table (B, S, d) at states (B, n), shape (B, n, d)."""
+def at_states(table: Tensor, states: Tensor) -> Tensor:
+    """Look up a table (B, S, ...) at states (B, n), shape (B, n, ...)."""
     first_row = torch.arange(table.shape[0], device=table.device).unsqueeze(1) * table.shape[1]
     return table.flatten(0, 1)[first_row + states]

@@ -73,6 +73,16 @@ def check_tensor(name: str, value: torch.Tensor) -> None:
         raise ValueError(f"{name}: expected finite numbers, got NaN or infinity")
 
 
+def check_distribution(name: str, probabilities: torch.Tensor) -> None:
+    """Raise a ValueError unless the last axis of `probabilities` holds distributions."""
+    tolerance = 8 * probabilities.shape[-1] * torch.finfo(probabilities.dtype).eps
+    if probabilities.min() < 0:
+        raise ValueError(f"{name}: expected probabilities, got a negative number")
+    error = (probabilities.sum(-1) - 1).abs().max().item()
+    if error > tolerance:
+        raise ValueError(f"{name}: expected rows that sum to 1, got a row that is off by {error:g}")
+
+
 def check_number(
     name: str,
     value: float,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from icrl_lib.attention import join
 from icrl_lib.checks import check_count, check_number, check_tensors
+from icrl_lib.prompts import Layout
 
 
 def sarsa(
@@ -87,6 +89,74 @@ def actor_critic(
     V21[:m, 2 * d + 1 :] = alpha * torch.eye(m, dtype=dtype)
     V21[m:, :d] = beta * identity
     return join(c * P12, V21 / c)
+
+
+def one_head(
+    layout: Layout,
+    meets: Mapping[tuple[str, str], float],
+    writes: Mapping[tuple[str, str], float],
+    c: float = 1.0,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Tensor, Tensor]:
+    """Return weights that add (1/n) sum_i (x_i^T A [1; p]) B x_i to the parameters p.
+
+    A and B consist of multiples of the identity, one for each pair of slots that is named.
+
+    Parameters
+    ----------
+    layout : Layout
+        Slots of the prompt.
+    meets : mapping of (token slot, parameter slot) to float
+        What each slot of the token is multiplied with: the blocks of A, which becomes P12.
+    writes : mapping of (parameter slot, token slot) to float
+        What is added to each slot of the parameters: the blocks of B, which becomes V21.
+    c : float
+        Free scale, not 0.
+    dtype : torch.dtype
+        Floating-point type of the result.
+
+    Returns
+    -------
+    P, V : Tensor, shape (D, D)
+        c P and V / c, zero outside P12 and V21.
+
+    Raises
+    ------
+    ValueError
+        If a slot does not exist, two slots differ in size, or the constant 1 is to be written.
+    """
+    check_number("c", c, nonzero=True)
+    token, parameter = _places(layout.token), _places(layout.parameter)
+    P = torch.zeros(layout.size, layout.size, dtype=dtype)
+    V = torch.zeros_like(P)
+    P12, V21 = P[: layout.n_token, layout.n_token :], V[layout.n_token :, : layout.n_token]
+    written = {name: place for name, place in parameter.items() if place.start > 0}
+    for name, block, pairs, rows, columns in (
+        ("meets", P12, meets, token, parameter),
+        ("writes", V21, writes, written, token),
+    ):
+        for (row, column), coefficient in pairs.items():
+            check_number(f"{name}[{row!r}, {column!r}]", coefficient)
+            for slot, known in ((row, rows), (column, columns)):
+                if slot not in known:
+                    raise ValueError(f"{name}: expected one of {', '.join(known)}; got {slot!r}")
+            target = block[rows[row], columns[column]]
+            if target.shape[0] != target.shape[1]:
+                sizes = " and ".join(str(size) for size in target.shape)
+                raise ValueError(
+                    f"{name}: expected slots of one size, got {row!r} and {column!r} of {sizes}"
+                )
+            target.diagonal().fill_(coefficient)
+    return c * P, V / c
+
+
+def _places(slots: tuple[tuple[str, int], ...]) -> dict[str, slice]:
+    """Return where each slot lies."""
+    places, end = {}, 0
+    for name, size in slots:
+        places[name] = slice(end, end + size)
+        end += size
+    return places
 
 
 class Projection(NamedTuple):

@@ -169,8 +169,9 @@ def sample_objective(
     for frame in islice(loop, frames):
         tokens = algorithm.tokens(frame.observation)
         target = algorithm.teach(frame.parameters, frame.observation) - frame.parameters
-        parts.append((tokens.mT @ tokens / n, parameter_column(frame.parameters), target))
-    return Objective(*(torch.cat(pieces) for pieces in zip(*parts, strict=True)), n)
+        moments = tokens.mT @ tokens / tokens.shape[1]
+        parts.append((moments, parameter_column(frame.parameters), target))
+    return Objective(*(torch.cat(pieces) for pieces in zip(*parts, strict=True)), tokens.shape[1])
 
 
 class Flow(NamedTuple):

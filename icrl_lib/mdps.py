@@ -9,7 +9,13 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from icrl_lib.checks import check_count, check_generator, check_number, check_tensors
+from icrl_lib.checks import (
+    check_count,
+    check_distribution,
+    check_generator,
+    check_number,
+    check_tensors,
+)
 
 REWARD_ARGUMENTS = ("a,s'", "s,a", "s,a,s'")
 """What the rewards of `random_mdps` can depend on."""
@@ -49,8 +55,8 @@ class TabularMDP:
             initial=(self.initial, "B S"),
         )
         check_number("discount", self.discount, at_least=0, less_than=1)
-        _check_distribution("transition", self.transition)
-        _check_distribution("initial", self.initial)
+        check_distribution("transition", self.transition)
+        check_distribution("initial", self.initial)
 
     @property
     def batch(self) -> int:
@@ -133,20 +139,24 @@ def random_mdps(
         check_count(name, value)
     check_generator(generator)
 
-    def uniform_on_simplex(*shape: int) -> Tensor:
-        # Independent Exponential(1) numbers divided by their sum are Dirichlet(1, ..., 1).
-        numbers = torch.empty(shape, dtype=dtype, device=generator.device)
-        numbers.exponential_(generator=generator)
-        return numbers / numbers.sum(-1, keepdim=True)
-
-    transition = uniform_on_simplex(batch, n_states, n_actions, n_states)
-    initial = uniform_on_simplex(batch, n_states)
+    transition = uniform_on_simplex(
+        batch, n_states, n_actions, n_states, generator=generator, dtype=dtype
+    )
+    initial = uniform_on_simplex(batch, n_states, generator=generator, dtype=dtype)
     arguments = reward.split(",")
     sizes = (("s", n_states), ("a", n_actions), ("s'", n_states))
     shape = [batch, *(size if axis in arguments else 1 for axis, size in sizes)]
     rewards = torch.empty(shape, dtype=dtype, device=generator.device)
     rewards.uniform_(-1, 1, generator=generator)
     return TabularMDP(transition, rewards.expand_as(transition), initial, discount)
+
+
+def uniform_on_simplex(*shape: int, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
+    """Draw distributions over the last axis from Dirichlet(1, ..., 1)."""
+    # Independent Exponential(1) numbers divided by their sum are Dirichlet(1, ..., 1).
+    numbers = torch.empty(shape, dtype=dtype, device=generator.device)
+    numbers.exponential_(generator=generator)
+    return numbers / numbers.sum(-1, keepdim=True)
 
 
 def value_iteration(mdp: TabularMDP, tolerance: float | None = None) -> Tensor:
@@ -231,6 +241,43 @@ def expected_return(mdp: TabularMDP, policy: Tensor) -> Tensor:
     return (mdp.initial * policy_value(mdp, policy)).sum(-1)
 
 
+def stationary_distribution(mdp: TabularMDP, policy: Tensor) -> Tensor:
+    """Compute the long-run share of time that a policy spends in each state, by a linear solve.
+
+    Parameters
+    ----------
+    mdp : TabularMDP
+        A batch of B MDPs.
+    policy : Tensor, shape (B, S, A)
+        Action probabilities pi(a | s).
+
+    Returns
+    -------
+    Tensor, shape (B, S)
+        The solution mu of mu = mu P_pi whose entries sum to 1.
+
+    Raises
+    ------
+    ValueError
+        If an MDP has several such distributions under the policy.
+    """
+    check_policy(mdp, policy)
+    p_pi = torch.einsum("bsa,bsat->bst", policy, mdp.transition)
+    identity = torch.eye(mdp.n_states, dtype=p_pi.dtype, device=p_pi.device)
+    # Every row of (I - P_pi)^T mu = 0 follows from the others; adding sum(mu) = 1 to each of them
+    # leaves a regular system exactly if mu is unique.
+    system = (identity - p_pi).mT + 1
+    if (torch.linalg.matrix_rank(system) < mdp.n_states).any():
+        raise ValueError("policy: expected one stationary distribution, got an MDP with several")
+    return torch.linalg.solve(system, torch.ones_like(p_pi[..., 0]))
+
+
+def average_reward(mdp: TabularMDP, policy: Tensor) -> Tensor:
+    """Compute the average reward per step of a policy (B, S, A) in the long run, shape (B,)."""
+    rewards = (policy * mdp.expected_reward).sum(-1)
+    return (stationary_distribution(mdp, policy) * rewards).sum(-1)
+
+
 def greedy_policy(q: Tensor) -> Tensor:
     """Return the policy (B, S, A) that is greedy in action values q (B, S, A).
 
@@ -256,16 +303,7 @@ def _backup(mdp: TabularMDP, values: Tensor) -> Tensor:
     return mdp.expected_reward + mdp.discount * torch.einsum("bsat,bt->bsa", mdp.transition, values)
 
 
-def _check_distribution(name: str, probabilities: Tensor) -> None:
-    tolerance = 8 * probabilities.shape[-1] * torch.finfo(probabilities.dtype).eps
-    if probabilities.min() < 0:
-        raise ValueError(f"{name}: expected probabilities, got a negative number")
-    error = (probabilities.sum(-1) - 1).abs().max().item()
-    if error > tolerance:
-        raise ValueError(f"{name}: expected rows that sum to 1, got a row that is off by {error:g}")
-
-
 def check_policy(mdp: TabularMDP, policy: Tensor) -> None:
     """Raise a ValueError unless `policy` holds action probabilities (B, S, A) for `mdp`."""
     check_tensors(**{"mdp.transition": (mdp.transition, "B S A S"), "policy": (policy, "B S A")})
-    _check_distribution("policy", policy)
+    check_distribution("policy", policy)

@@ -8,7 +8,13 @@ import torch
 from torch import Tensor
 
 from icrl_lib.checks import check_count, check_generator, check_number, check_tensors
-from icrl_lib.mdps import TabularMDP, check_policy, cumulative, greedy_policy
+from icrl_lib.mdps import (
+    TabularMDP,
+    check_policy,
+    cumulative,
+    greedy_policy,
+    uniform_on_simplex,
+)
 
 
 class Window(NamedTuple):
@@ -35,6 +41,13 @@ class Window(NamedTuple):
 def uniform_policy(mdp: TabularMDP) -> Tensor:
     """Return the uniform random policy, shape (B, S, A)."""
     return torch.full_like(mdp.expected_reward, 1 / mdp.n_actions)
+
+
+def random_policy(mdp: TabularMDP, generator: torch.Generator) -> Tensor:
+    """Draw a policy (B, S, A) whose rows are uniform on the simplex, Dirichlet(1, ..., 1)."""
+    check_generator(generator)
+    shape, dtype = (mdp.batch, mdp.n_states, mdp.n_actions), mdp.transition.dtype
+    return uniform_on_simplex(*shape, generator=generator, dtype=dtype)
 
 
 def explore(policy: Tensor, epsilon: float) -> Tensor:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from icrl_lib.checks import check_number, check_tensors
+from icrl_lib.checks import check_count, check_distribution, check_number, check_tensors
 
 
 def td_errors(w: Tensor, phi: Tensor, phi_next: Tensor, rewards: Tensor, discount: float) -> Tensor:
@@ -125,19 +126,375 @@ def actor_critic_update(
     check_number("alpha", alpha, above=0)
     check_number("beta", beta, above=0)
     delta = _td_errors(w, phi_v, phi_v_next, rewards, discount)
-    since_start = delta.detach().new_tensor([discount**i for i in range(delta.shape[1])])
     return (
-        lam + alpha * _mean_of_products(since_start * delta, scores),
+        lam + alpha * _mean_of_products(_since_start(rewards, discount) * delta, scores),
         w + beta * _mean_of_products(delta, phi_v),
+    )
+
+
+def td_update(
+    w: Tensor,
+    phi: Tensor,
+    phi_next: Tensor,
+    rewards: Tensor,
+    discount: float,
+    alpha: float,
+    ratios: Tensor | None = None,
+) -> Tensor:
+    """Take one step of batch TD(0) for state values, off-policy with importance ratios.
+
+    Sutton and Barto (2018), sections 9.3 and 11.1.
+
+    Parameters
+    ----------
+    w : Tensor, shape (B, d)
+        Parameters of the state values v(s) = w^T phi(s).
+    phi, phi_next : Tensor, shape (B, n, d)
+        phi(s_i) and phi(s_{i+1}).
+    rewards : Tensor, shape (B, n)
+        Rewards r_1, ..., r_n.
+    discount : float
+        The discount gamma, in [0, 1).
+    alpha : float
+        Step size, above 0.
+    ratios : Tensor, shape (B, n), optional
+        rho_i = pi(a_i | s_i) / b(a_i | s_i) where b behaved and pi is evaluated; by default 1.
+
+    Returns
+    -------
+    Tensor, shape (B, d)
+        w + (alpha / n) sum_i rho_i delta_i phi_i.
+    """
+    delta = td_errors(w, phi, phi_next, rewards, discount)
+    check_number("alpha", alpha, above=0)
+    if ratios is not None:
+        check_tensors(phi=(phi, "B n d"), ratios=(ratios, "B n"))
+        if ratios.min() < 0:
+            raise ValueError("ratios: expected importance ratios, got a negative number")
+        delta = ratios * delta
+    return w + alpha * _mean_of_products(delta, phi)
+
+
+def residual_gradient_update(
+    w: Tensor, phi: Tensor, phi_next: Tensor, rewards: Tensor, discount: float, alpha: float
+) -> Tensor:
+    """Take one step of the residual-gradient algorithm (Baird, 1995).
+
+    It descends the mean squared TD error: the bootstrapped value is differentiated too, which the
+    semi-gradient of SARSA leaves out. Arguments as in :func:`sarsa_update`.
+
+    Returns
+    -------
+    Tensor, shape (B, d)
+        w + (alpha / n) sum_i delta_i (phi_i - gamma phi_next_i).
+    """
+    delta = td_errors(w, phi, phi_next, rewards, discount)
+    check_number("alpha", alpha, above=0)
+    return w + alpha * _mean_of_products(delta, phi - discount * phi_next)
+
+
+def expected_sarsa_update(
+    w: Tensor,
+    phi: Tensor,
+    phi_next: Tensor,
+    probabilities: Tensor,
+    rewards: Tensor,
+    discount: float,
+    alpha: float,
+) -> Tensor:
+    """Take one step of batch expected SARSA (Sutton and Barto, 2018, section 6.6).
+
+    Parameters
+    ----------
+    w : Tensor, shape (B, d)
+        Parameters of the action values q(s, a) = w^T phi(s, a).
+    phi : Tensor, shape (B, n, d)
+        phi(s_i, a_i).
+    phi_next : Tensor, shape (B, n, A, d)
+        phi(s_{i+1}, b) for every action b.
+    probabilities : Tensor, shape (B, n, A)
+        pi(b | s_{i+1}).
+    rewards, discount, alpha
+        As in :func:`sarsa_update`.
+
+    Returns
+    -------
+    Tensor, shape (B, d)
+        w + (alpha / n) sum_i delta_i phi_i with
+        delta_i = r_{i+1} + gamma sum_b pi(b | s_{i+1}) q(s_{i+1}, b) - q(s_i, a_i).
+    """
+    q_next = _next_values(w, phi, phi_next, rewards, discount, alpha)
+    check_tensors(phi_next=(phi_next, "B n A d"), probabilities=(probabilities, "B n A"))
+    check_distribution("probabilities", probabilities)
+    target = rewards + discount * (probabilities * q_next).sum(-1)
+    return w + alpha * _mean_of_products(target - _values(phi, w), phi)
+
+
+def q_learning_update(
+    w: Tensor, phi: Tensor, phi_next: Tensor, rewards: Tensor, discount: float, alpha: float
+) -> Tensor:
+    """Take one step of batch Q-learning (Sutton and Barto, 2018, section 6.5).
+
+    Arguments as in :func:`expected_sarsa_update`.
+
+    Returns
+    -------
+    Tensor, shape (B, d)
+        w + (alpha / n) sum_i delta_i phi_i with
+        delta_i = r_{i+1} + gamma max_b q(s_{i+1}, b) - q(s_i, a_i).
+    """
+    q_next = _next_values(w, phi, phi_next, rewards, discount, alpha)
+    target = rewards + discount * q_next.amax(-1)
+    return w + alpha * _mean_of_products(target - _values(phi, w), phi)
+
+
+def n_step_sarsa_update(
+    w: Tensor, phi: Tensor, rewards: Tensor, discount: float, alpha: float, steps: int
+) -> Tensor:
+    """Take one step of batch n-step SARSA (Sutton and Barto, 2018, section 7.2).
+
+    The number of rewards before the bootstrap is called `steps`, as n is the length of the window.
+    Near the end of the window the look-ahead stops at its last pair.
+
+    Parameters
+    ----------
+    w : Tensor, shape (B, d)
+        Parameters of the action values q(s, a) = w^T phi(s, a).
+    phi : Tensor, shape (B, n + 1, d)
+        phi(s_0, a_0), ..., phi(s_n, a_n).
+    rewards : Tensor, shape (B, n)
+        Rewards r_1, ..., r_n.
+    discount, alpha : float
+        As in :func:`sarsa_update`.
+    steps : int
+        Rewards before the bootstrap, at least 1; 1 is SARSA.
+
+    Returns
+    -------
+    Tensor, shape (B, d)
+        w + (alpha / n) sum_i (G_i - w^T phi_i) phi_i with h = min(steps, n - i) and
+        G_i = r_{i+1} + ... + gamma^{h-1} r_{i+h} + gamma^h w^T phi_{i+h}.
+    """
+    check_tensors(w=(w, "B d"), phi=(phi, "B n+1 d"), rewards=(rewards, "B n"))
+    n = rewards.shape[1]
+    if phi.shape[1] != n + 1:
+        raise ValueError(f"phi: expected n + 1 = {n + 1} feature vectors, got {phi.shape[1]}")
+    check_number("discount", discount, at_least=0, less_than=1)
+    check_number("alpha", alpha, above=0)
+    check_count("steps", steps)
+    values = _values(phi, w)  # (B, n + 1)
+    targets = []
+    for i in range(n):
+        end = min(i + steps, n)
+        target = values[:, end]
+        for j in reversed(range(i, end)):
+            target = rewards[:, j] + discount * target
+        targets.append(target)
+    errors = torch.stack(targets, 1) - values[:, :-1]
+    return w + alpha * _mean_of_products(errors, phi[:, :-1])
+
+
+def sarsa_lambda_update(
+    w: Tensor,
+    phi: Tensor,
+    phi_next: Tensor,
+    rewards: Tensor,
+    discount: float,
+    alpha: float,
+    trace_decay: float,
+) -> Tensor:
+    """Take one step of batch SARSA(lambda) with accumulating traces (the backward view).
+
+    Sutton and Barto (2018), section 12.7, with w frozen during the window. Arguments as in
+    :func:`sarsa_update`, and:
+
+    Parameters
+    ----------
+    trace_decay : float
+        The lambda of SARSA(lambda), in [0, 1].
+
+    Returns
+    -------
+    Tensor, shape (B, d)
+        w + (alpha / n) sum_i delta_i z_i with z_i = gamma trace_decay z_{i-1} + phi_i; the trace z
+        starts from zero in every window.
+    """
+    delta = td_errors(w, phi, phi_next, rewards, discount)
+    check_number("alpha", alpha, above=0)
+    check_number("trace_decay", trace_decay, at_least=0, at_most=1)
+    trace, total = torch.zeros_like(w), torch.zeros_like(w)
+    for i in range(delta.shape[1]):
+        trace = discount * trace_decay * trace + phi[:, i]
+        total = total + delta[:, i : i + 1] * trace
+    return w + alpha * total / delta.shape[1]
+
+
+def differential_sarsa_update(
+    average_reward: Tensor,
+    w: Tensor,
+    phi: Tensor,
+    phi_next: Tensor,
+    rewards: Tensor,
+    alpha: float,
+    beta: float,
+) -> tuple[Tensor, Tensor]:
+    """Take one step of batch differential SARSA, for the average reward per step.
+
+    Sutton and Barto (2018), section 10.3. There is no discount.
+
+    Parameters
+    ----------
+    average_reward : Tensor, shape (B, 1)
+        Estimate r-bar of the average reward.
+    w : Tensor, shape (B, d)
+        Parameters of the differential action values w^T phi(s, a).
+    phi, phi_next : Tensor, shape (B, n, d)
+        phi(s_i, a_i) and phi(s_{i+1}, a_{i+1}).
+    rewards : Tensor, shape (B, n)
+        Rewards r_1, ..., r_n.
+    alpha, beta : float
+        Step sizes of w and of the average reward, above 0.
+
+    Returns
+    -------
+    average_reward : Tensor, shape (B, 1)
+        r-bar + (beta / n) sum_i delta_i, where
+        delta_i = r_{i+1} - r-bar + w^T phi_next_i - w^T phi_i.
+    w : Tensor, shape (B, d)
+        w + (alpha / n) sum_i delta_i phi_i.
+    """
+    check_tensors(
+        w=(w, "B d"),
+        phi=(phi, "B n d"),
+        phi_next=(phi_next, "B n d"),
+        rewards=(rewards, "B n"),
+        average_reward=(average_reward, "B 1"),
+    )
+    check_number("alpha", alpha, above=0)
+    check_number("beta", beta, above=0)
+    delta = rewards - average_reward + _values(phi_next, w) - _values(phi, w)
+    return (
+        average_reward + beta * delta.mean(-1, keepdim=True),
+        w + alpha * _mean_of_products(delta, phi),
+    )
+
+
+def q_actor_critic_update(
+    lam: Tensor,
+    w: Tensor,
+    phi: Tensor,
+    phi_next: Tensor,
+    rewards: Tensor,
+    scores: Tensor,
+    discount: float,
+    alpha: float,
+    beta: float,
+) -> tuple[Tensor, Tensor]:
+    """Take one step of actor-critic with action values (Sutton et al., 2000).
+
+    The critic is SARSA; the actor weighs each score with the critic's value of the action itself.
+
+    Parameters
+    ----------
+    lam : Tensor, shape (B, m)
+        Parameters lambda of the softmax policy.
+    w : Tensor, shape (B, d)
+        Parameters of the action values q(s, a) = w^T phi(s, a).
+    phi, phi_next : Tensor, shape (B, n, d)
+        phi(s_i, a_i) and phi(s_{i+1}, a_{i+1}).
+    rewards, scores, discount, alpha, beta
+        As in :func:`actor_critic_update`.
+
+    Returns
+    -------
+    lam : Tensor, shape (B, m)
+        lambda + (alpha / n) sum_i gamma^i q(s_i, a_i) g_lambda(s_i, a_i), with the old w.
+    w : Tensor, shape (B, d)
+        w + (beta / n) sum_i delta_i phi_i.
+    """
+    delta = td_errors(w, phi, phi_next, rewards, discount)
+    check_tensors(phi=(phi, "B n d"), lam=(lam, "B m"), scores=(scores, "B n m"))
+    check_number("alpha", alpha, above=0)
+    check_number("beta", beta, above=0)
+    weighted = _since_start(rewards, discount) * _values(phi, w)
+    return (
+        lam + alpha * _mean_of_products(weighted, scores),
+        w + beta * _mean_of_products(delta, phi),
+    )
+
+
+def reinforce_update(
+    lam: Tensor,
+    w: Tensor,
+    phi_v: Tensor,
+    rewards: Tensor,
+    scores: Tensor,
+    discount: float,
+    alpha: float,
+    beta: float,
+) -> tuple[Tensor, Tensor]:
+    """Take one step of REINFORCE with baseline (Sutton and Barto, 2018, section 13.4).
+
+    A window counts as an episode: returns end with it, and nothing is bootstrapped. Arguments as
+    in :func:`actor_critic_update`, without `phi_v_next`.
+
+    Returns
+    -------
+    lam : Tensor, shape (B, m)
+        lambda + (alpha / n) sum_i gamma^i e_i g_lambda(s_i, a_i) with e_i = G_i - w^T phi_V(s_i)
+        and G_i = r_{i+1} + gamma r_{i+2} + ... + gamma^{n-1-i} r_n.
+    w : Tensor, shape (B, d)
+        w + (beta / n) sum_i e_i phi_V(s_i).
+    """
+    check_tensors(
+        w=(w, "B d"),
+        phi_v=(phi_v, "B n d"),
+        rewards=(rewards, "B n"),
+        lam=(lam, "B m"),
+        scores=(scores, "B n m"),
+    )
+    check_number("discount", discount, at_least=0, less_than=1)
+    check_number("alpha", alpha, above=0)
+    check_number("beta", beta, above=0)
+    returns = [torch.zeros_like(rewards[:, 0])]
+    for reward in reversed(rewards.unbind(1)):
+        returns.append(reward + discount * returns[-1])
+    errors = torch.stack(returns[:0:-1], 1) - _values(phi_v, w)
+    return (
+        lam + alpha * _mean_of_products(_since_start(rewards, discount) * errors, scores),
+        w + beta * _mean_of_products(errors, phi_v),
     )
 
 
 def _td_errors(
     w: Tensor, phi: Tensor, phi_next: Tensor, rewards: Tensor, discount: float
 ) -> Tensor:
-    value = (phi @ w.unsqueeze(-1)).squeeze(-1)
-    value_next = (phi_next @ w.unsqueeze(-1)).squeeze(-1)
-    return rewards + discount * value_next - value
+    return rewards + discount * _values(phi_next, w) - _values(phi, w)
+
+
+def _values(phi: Tensor, w: Tensor) -> Tensor:
+    """Return w^T phi: (B, n, d) and (B, d) -> (B, n)."""
+    return (phi @ w.unsqueeze(-1)).squeeze(-1)
+
+
+def _next_values(
+    w: Tensor, phi: Tensor, phi_next: Tensor, rewards: Tensor, discount: float, alpha: float
+) -> Tensor:
+    """Check the arguments of an update that looks at every next action; return q (B, n, A)."""
+    check_tensors(
+        w=(w, "B d"),
+        phi=(phi, "B n d"),
+        phi_next=(phi_next, "B n A d"),
+        rewards=(rewards, "B n"),
+    )
+    check_number("discount", discount, at_least=0, less_than=1)
+    check_number("alpha", alpha, above=0)
+    return (phi_next @ w[:, None, :, None]).squeeze(-1)
+
+
+def _since_start(rewards: Tensor, discount: float) -> Tensor:
+    """Return gamma^0, ..., gamma^{n-1} for rewards (B, n), shape (n,)."""
+    return rewards.detach().new_tensor([discount**i for i in range(rewards.shape[1])])
 
 
 def _mean_of_products(scalars: Tensor, vectors: Tensor) -> Tensor:
