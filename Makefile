@@ -7,7 +7,7 @@ PORT ?= 8000
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help book serve test notebooks address clean
+.PHONY: help book serve test notebooks address assignments grade clean
 
 help:
 	@echo "make book       build the book; prints the page to open"
@@ -15,6 +15,8 @@ help:
 	@echo "make test       lint, test the library, every notebook and the built book"
 	@echo "make notebooks  execute every chapter again and store its outputs (CHAPTERS=\"a.ipynb b.ipynb\" for some)"
 	@echo "make address    carry the address of the repository from _config.yml into every chapter"
+	@echo "make assignments  make students' notebooks, solutions and autograders from the masters"
+	@echo "make grade SUBMISSIONS=folder  grade a folder of notebooks into a table and pages of feedback"
 	@echo "make clean      remove what was built, the environment included"
 
 # The stamp is newer than what it was installed from, or the environment is brought up to date.
@@ -38,13 +40,20 @@ serve: book
 test: .venv/installed
 	$(IN_VENV) -m ruff check .
 	$(IN_VENV) -m ruff format --check .
-	$(IN_VENV) -m pytest --nbval --nbval-cell-timeout=120 -n 2 --dist loadfile
+	$(IN_VENV) -m pytest --nbval --nbval-cell-timeout=120 --nbval-sanitize-with tests/nbval_sanitize.cfg -n 2 --dist loadfile
 
 notebooks: .venv/installed
 	$(IN_VENV) tools/notebooks.py run $(CHAPTERS)
 
 address: .venv/installed
 	$(IN_VENV) tools/notebooks.py address
+
+assignments: .venv/installed
+	$(IN_VENV) tools/classroom.py generate
+
+grade: .venv/installed
+	@test -n "$(SUBMISSIONS)" || { echo "Say which folder: make grade SUBMISSIONS=folder"; exit 2; }
+	$(IN_VENV) tools/classroom.py grade "$(SUBMISSIONS)"
 
 clean:
 	rm -rf _build .venv icrl_lib.egg-info

@@ -4,6 +4,13 @@ import math
 
 import pytest
 import torch
+from hypothesis import settings
+
+# The same examples on every run and nothing kept on disk; a slow machine is no failure.
+settings.register_profile(
+    "book", derandomize=True, deadline=None, max_examples=25, database=None, print_blob=False
+)
+settings.load_profile("book")
 
 torch.set_num_threads(1)  # small tensors; threads that wait for each other are ten times slower
 

@@ -19,9 +19,9 @@ import importlib.util
 import sys
 
 if "google.colab" in sys.modules and importlib.util.find_spec("icrl_lib") is None:
-    %pip install -q "icrl_lib @ git+{url}@v{version}"\
+    %pip install -q "{requirement}"\
 """
-BADGE = "[Open this chapter in Colab]({colab}/github/{repository}/blob/{branch}/book/{name})"
+BADGE = "[Open this {kind} in Colab]({colab}/github/{repository}/blob/{branch}/{path})"
 KERNEL = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
@@ -35,9 +35,12 @@ def chapters() -> list[Path]:
 
 def setup_cell() -> str:
     """Return the source of the cell that makes a chapter run in Colab."""
-    url = _config()["repository"]["url"]
-    version = _library_version()
-    return SETUP.format(url=url, version=version)
+    return SETUP.format(requirement=requirement())
+
+
+def requirement() -> str:
+    """Return what pip has to install for the library at its released version."""
+    return f"icrl_lib @ git+{_config()['repository']['url']}@v{_library_version()}"
 
 
 def badge(path: Path) -> str:
@@ -47,7 +50,8 @@ def badge(path: Path) -> str:
         colab=config["launch_buttons"]["colab_url"],
         repository=config["repository"]["url"].removeprefix("https://github.com/"),
         branch=config["repository"]["branch"],
-        name=path.name,
+        kind="chapter" if path.parent.name == "book" else "assignment",
+        path=path.resolve().relative_to(ROOT).as_posix(),
     )
 
 
@@ -58,7 +62,7 @@ def set_address(notebook: nbformat.NotebookNode, path: Path) -> None:
             cell.source = setup_cell()
         elif cell.cell_type == "markdown":
             lines = cell.source.split("\n")
-            is_badge = [line.startswith(BADGE.partition("(")[0]) for line in lines]
+            is_badge = [line.startswith("[Open this ") for line in lines]
             cell.source = "\n".join(
                 badge(path) if found else line for line, found in zip(lines, is_badge, strict=True)
             )
@@ -93,6 +97,8 @@ def normalise(notebook: nbformat.NotebookNode) -> None:
         )
         if cell.cell_type == "code":
             cell.outputs = merged(cell.outputs)
+            for output in cell.outputs:  # A widget's view is of no use without its kernel.
+                output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
 
 
 def merged(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
@@ -116,11 +122,18 @@ def main() -> None:
         help="run: execute from top to bottom and store the outputs; "
         "address: only carry the repository's address from _config.yml into setup cell and badge",
     )
-    parser.add_argument("notebook", nargs="*", type=Path, help="by default every chapter")
+    parser.add_argument(
+        "notebook",
+        nargs="*",
+        type=Path,
+        help="by default every chapter, and for address every assignment",
+    )
     arguments = parser.parse_args()
     # Kernels inherit it: the tensors are small, and more threads only wait for each other.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    for path in arguments.notebook or chapters():
+    masters = sorted((ROOT / "book").glob("assignments/masters/*.ipynb"))
+    everything = chapters() + (masters if arguments.task == "address" else [])
+    for path in arguments.notebook or everything:
         notebook = nbformat.read(path, as_version=4)
         set_address(notebook, path)
         if arguments.task == "run":

@@ -1,0 +1,252 @@
+"""Feedback on assignments: what was expected, what came, and a hint towards the idea.
+
+A question holds a reference, random instances and the mistakes that students make. `check` prints
+what a student sees while working; `accepts` is the same verdict for a grader, who draws instances
+from another seed. Nothing here needs more than `icrl_lib`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from icrl_lib.checks import check_count
+
+PUBLIC_SEED = 0
+"""Seed of the instances that students see; graders use others."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """A question whose answer is a function.
+
+    Parameters
+    ----------
+    reference : callable
+        A correct answer.
+    draw : callable
+        Maps a ``torch.Generator`` and the number of the instance to the arguments, a dictionary.
+    mistakes : mapping of str to callable
+        Wrong answers that students are expected to give, by the hint that each deserves.
+    outcome : callable, optional
+        Maps an answer's result and the arguments to the tensors that are compared; by default the
+        result itself. For weights it is what the block does with them, as they are not unique.
+    tolerance : float
+        Largest error in float64, relative to the largest entry expected.
+    """
+
+    reference: Callable[..., Any]
+    draw: Callable[[torch.Generator, int], dict[str, Any]]
+    mistakes: Mapping[str, Callable[..., Any]]
+    outcome: Callable[[Any, dict[str, Any]], Any] = lambda result, _: result
+    tolerance: float = 1e-9
+
+
+@dataclasses.dataclass(frozen=True)
+class Number:
+    """A question whose answer is a number.
+
+    Parameters
+    ----------
+    value : float
+        The correct answer.
+    tolerance : float
+        Largest absolute error.
+    plausible : tuple of (float, float)
+        What students are told while they work: whether the answer lies between these.
+    mistakes : mapping of str to float
+        Wrong answers, by the hint that each deserves.
+    """
+
+    value: float
+    tolerance: float
+    plausible: tuple[float, float]
+    mistakes: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+QUESTIONS: dict[str, Question | Number] = {}
+"""All questions by name, "A1.sarsa_update" for example."""
+
+
+def check(name: str, answer: Any) -> None:
+    """Print whether an answer is right and, if it is not, what came instead and a hint.
+
+    Of a number only the plausibility is told; graders compare its value.
+
+    Parameters
+    ----------
+    name : str
+        Name of the question.
+    answer : callable or number
+        The answer.
+    """
+    question = _question(name)
+    problem = (
+        _implausible(question, answer)
+        if isinstance(question, Number)
+        else _problem(question, answer, PUBLIC_SEED, instances=6)
+    )
+    if problem is not None:
+        print(f"✗ {name}: {problem}")
+    elif isinstance(question, Number):
+        print(f"✓ {name}: plausible; its value is graded")
+    else:
+        print(f"✓ {name}")
+
+
+def accepts(name: str, answer: Any, *, seed: int, instances: int = 20) -> bool:
+    """Tell whether an answer is right on instances drawn from a seed of the grader.
+
+    Raises
+    ------
+    AssertionError
+        With the reason as its message if the answer is wrong, or if the comparison itself no
+        longer tells a known mistake from the reference: somebody has changed what it relies on.
+    """
+    check_count("seed", seed, at_least=0)
+    check_count("instances", instances)
+    question = _question(name)
+    if isinstance(question, Number):
+        for wrong in (question.value + 3 * question.tolerance, *question.mistakes.values()):
+            assert _wrong_number(question, wrong), "the comparison has been tampered with"
+        problem = _wrong_number(question, answer)
+    else:
+        for mistake in question.mistakes.values():
+            caught = _problem(question, mistake, seed, instances, explain=False)
+            assert caught is not None, "the comparison has been tampered with"
+        problem = _problem(question, answer, seed, instances)
+    assert problem is None, problem
+    return True
+
+
+def _question(name: str) -> Question | Number:
+    if name not in QUESTIONS:
+        raise ValueError(f"name: expected one of {', '.join(QUESTIONS)}; got {name!r}")
+    return QUESTIONS[name]
+
+
+def _problem(
+    question: Question, answer: Any, seed: int, instances: int, *, explain: bool = True
+) -> str | None:
+    """Return what is wrong with an answer, or None."""
+    if not callable(answer):
+        return f"expected a function, got {_words(answer)}"
+    generator = torch.Generator().manual_seed(seed)
+    for number in range(instances):
+        arguments = question.draw(generator, number)
+        expected = _tensors(question.outcome(question.reference(**arguments), arguments))
+        given = {key: _copy(value) for key, value in arguments.items()}
+        try:
+            result = answer(**given)
+        except Exception as error:  # whatever a student's function raises is feedback, not a crash
+            name = type(error).__name__
+            return f"your function raised {name}: {_short(error)}; {_sizes(arguments)}"
+        changed = [key for key, value in arguments.items() if not _same(value, given[key])]
+        if changed:
+            return (
+                f"your function changes its argument {changed[0]!r}; compute a new tensor instead"
+            )
+        try:
+            came = _tensors(question.outcome(result, arguments))
+        except Exception as error:
+            return f"got {_words(result)}, which cannot be used: {_short(error)}"
+        problem = _difference(expected, came, question.tolerance)
+        if problem is not None:
+            hint = _hint(question, arguments, came) if explain else ""
+            return f"{problem}; {_sizes(arguments)}{hint}"
+    return None
+
+
+def _difference(expected: list[Tensor], came: list[Tensor] | None, tolerance: float) -> str | None:
+    if came is None:
+        return "expected a tensor, got something else; is there a `return`?"
+    if len(came) != len(expected):
+        return f"expected {len(expected)} tensors, got {len(came)}"
+    for e, c in zip(expected, came, strict=True):
+        if c.shape != e.shape:
+            return f"expected shape {tuple(e.shape)}, got {tuple(c.shape)}"
+        if c.dtype != e.dtype:
+            return f"expected {e.dtype} as the arguments have, got {c.dtype}"
+        largest = tolerance if e.dtype == torch.float64 else 1e-4
+        error = (c - e).abs().max().item()
+        if not error <= largest * max(1.0, e.abs().max().item()):
+            index = int((c - e).abs().nan_to_num(math.inf).argmax())
+            return (
+                f"expected {e.flatten()[index].item():.6g}, got {c.flatten()[index].item():.6g} "
+                f"where the two differ most"
+            )
+    return None
+
+
+def _hint(question: Question, arguments: dict[str, Any], came: list[Tensor]) -> str:
+    """Recognise a mistake by what it computes."""
+    for hint, mistake in question.mistakes.items():
+        try:
+            wrong = _tensors(question.outcome(mistake(**arguments), arguments))
+        except Exception:
+            continue
+        if wrong is not None and _difference(wrong, came, question.tolerance) is None:
+            return f" Hint: {hint}"
+    return ""
+
+
+def _implausible(question: Number, answer: Any) -> str | None:
+    low, high = question.plausible
+    if isinstance(answer, bool) or not isinstance(answer, int | float):
+        return f"expected a number, got {_words(answer)}"
+    if not low <= answer <= high:
+        return f"expected a number between {low:g} and {high:g}, got {answer:g}"
+    for hint, wrong in question.mistakes.items():
+        if abs(answer - wrong) <= question.tolerance:
+            return f"got {answer:g}. Hint: {hint}"
+    return None
+
+
+def _wrong_number(question: Number, answer: Any) -> str | None:
+    if isinstance(answer, bool) or not isinstance(answer, int | float):
+        return f"expected a number, got {_words(answer)}"
+    if not abs(answer - question.value) <= question.tolerance:
+        return f"got {answer:g}, which is not the value"
+    return None
+
+
+def _tensors(result: Any) -> list[Tensor] | None:
+    if isinstance(result, Tensor):
+        return [result]
+    if isinstance(result, tuple | list) and result and all(isinstance(t, Tensor) for t in result):
+        return list(result)
+    return None
+
+
+def _copy(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor):
+        return isinstance(other, Tensor) and one.shape == other.shape and bool((one == other).all())
+    return one == other
+
+
+def _sizes(arguments: dict[str, Any]) -> str:
+    parts = [
+        f"{name} {tuple(value.shape)}" if isinstance(value, Tensor) else f"{name} = {value:g}"
+        for name, value in arguments.items()
+    ]
+    return f"arguments: {', '.join(parts)}."
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    return "nothing (None)" if value is None else f"a {type(value).__name__}"
+
+
+def _short(error: Exception) -> str:
+    return re.sub(r"\s+", " ", str(error))[:200]
