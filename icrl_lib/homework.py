@@ -8,6 +8,7 @@ from another seed. Nothing here needs more than `icrl_lib`.
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -17,6 +18,11 @@ import torch
 from torch import Tensor
 
 from icrl_lib.checks import check_count
+
+Arguments = dict[str, Any]
+
+ASSIGNMENTS = ("A1",)
+"""Each has a module ``icrl_lib.questions_a1`` and so on, with its questions by name."""
 
 PUBLIC_SEED = 0
 """Seed of the instances that students see; graders use others."""
@@ -70,10 +76,6 @@ class Number:
     mistakes: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
-QUESTIONS: dict[str, Question | Number] = {}
-"""All questions by name, "A1.sarsa_update" for example."""
-
-
 def check(name: str, answer: Any) -> None:
     """Print whether an answer is right and, if it is not, what came instead and a hint.
 
@@ -125,10 +127,69 @@ def accepts(name: str, answer: Any, *, seed: int, instances: int = 20) -> bool:
     return True
 
 
+def questions(assignment: str) -> Mapping[str, Question | Number]:
+    """Return the questions of an assignment by name, "sarsa_update" of "A1" for example."""
+    if assignment not in ASSIGNMENTS:
+        raise ValueError(
+            f"assignment: expected one of {', '.join(ASSIGNMENTS)}; got {assignment!r}"
+        )
+    return importlib.import_module(f"icrl_lib.questions_{assignment.lower()}").QUESTIONS
+
+
 def _question(name: str) -> Question | Number:
-    if name not in QUESTIONS:
-        raise ValueError(f"name: expected one of {', '.join(QUESTIONS)}; got {name!r}")
-    return QUESTIONS[name]
+    assignment, _, short = str(name).partition(".")
+    known = questions(assignment)
+    if short not in known:
+        raise ValueError(f"name: expected one of {', '.join(known)} of {assignment}; got {name!r}")
+    return known[short]
+
+
+# --- what instances and mistakes are made of
+
+
+def uniform(generator: torch.Generator, *shape: int, dtype: torch.dtype) -> Tensor:
+    """Draw a tensor with entries uniform on (-1, 1)."""
+    return torch.empty(shape, dtype=dtype).uniform_(-1, 1, generator=generator)
+
+
+def integer(generator: torch.Generator, low: int, high: int) -> int:
+    """Draw an integer from `low` to `high`, both included."""
+    return int(torch.randint(low, high + 1, (), generator=generator))
+
+
+def number(generator: torch.Generator, low: float, high: float) -> float:
+    """Draw a number between `low` and `high`."""
+    return low + (high - low) * torch.rand((), generator=generator, dtype=torch.float64).item()
+
+
+def window(generator: torch.Generator, instance: int) -> Arguments:
+    """Draw the arguments of a SARSA prompt; every third in float32, as answers have to follow."""
+    dtype = torch.float32 if instance % 3 == 2 else torch.float64
+    B, n, d = (integer(generator, 2, 5) for _ in range(3))
+    return {
+        "w": uniform(generator, B, d, dtype=dtype),
+        "phi": uniform(generator, B, n, d, dtype=dtype),
+        "phi_next": uniform(generator, B, n, d, dtype=dtype),
+        "rewards": uniform(generator, B, n, dtype=dtype),
+        "discount": number(generator, 0.3, 0.9),
+    }
+
+
+def td_errors(w: Tensor, phi: Tensor, phi_next: Tensor, rewards: Tensor, discount: float) -> Tensor:
+    """Return the TD errors (B, n), with no check of the arguments."""
+    return (
+        rewards
+        + discount * torch.einsum("bd,bnd->bn", w, phi_next)
+        - torch.einsum("bd,bnd->bn", w, phi)
+    )
+
+
+def push(numbers: Tensor, vectors: Tensor) -> Tensor:
+    """Average number times vector over a window: (B, n) and (B, n, d) -> (B, d)."""
+    return torch.einsum("bn,bnd->bd", numbers, vectors) / numbers.shape[1]
+
+
+# --- the verdict
 
 
 def _problem(

@@ -16,7 +16,7 @@ import pytest
 import tomllib
 import torch
 
-from icrl_lib import homework, questions
+from icrl_lib import homework
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
@@ -24,6 +24,11 @@ import classroom  # noqa: E402
 
 MASTERS = classroom.masters()
 ANSWERS = ROOT / "tests" / "answers"
+QUESTIONS = {
+    f"{assignment}.{name}": question
+    for assignment in homework.ASSIGNMENTS
+    for name, question in homework.questions(assignment).items()
+}
 
 
 @pytest.fixture(scope="session")
@@ -112,7 +117,7 @@ def passes(name, question, answer):
     env = namespace(name)
     exec(answer, env)
     for test in hidden_tests(name)[question]:
-        env["homework"], env["questions"] = homework, questions
+        env["homework"] = homework
         try:
             exec(test, env)
         except AssertionError:
@@ -162,22 +167,22 @@ def test_every_question_has_enough_answers_to_be_tested_with(name):
 
 @pytest.mark.parametrize(
     ("name", "hint"),
-    [(name, hint) for name, question in homework.QUESTIONS.items() for hint in question.mistakes],
+    [(name, hint) for name, question in QUESTIONS.items() for hint in question.mistakes],
 )
 def test_a_known_mistake_gets_its_hint(name, hint, capsys):
-    homework.check(name, homework.QUESTIONS[name].mistakes[hint])
+    homework.check(name, QUESTIONS[name].mistakes[hint])
     assert capsys.readouterr().out.endswith(f"Hint: {hint}\n")
 
 
-@pytest.mark.parametrize("name", homework.QUESTIONS)
+@pytest.mark.parametrize("name", QUESTIONS)
 def test_the_right_answer_is_told_so(name, capsys):
-    question = homework.QUESTIONS[name]
+    question = QUESTIONS[name]
     homework.check(name, getattr(question, "reference", None) or question.value)
     assert capsys.readouterr().out.startswith(f"✓ {name}")
 
 
 @pytest.mark.parametrize("answer", [None, ..., "text", lambda: None, lambda *_, **__: None])
-@pytest.mark.parametrize("name", homework.QUESTIONS)
+@pytest.mark.parametrize("name", QUESTIONS)
 def test_what_is_no_answer_is_told_so(name, answer, capsys):
     homework.check(name, answer)
     assert capsys.readouterr().out.startswith(f"✗ {name}: ")
@@ -189,7 +194,9 @@ def test_a_number_is_not_given_away(capsys):
 
 
 def test_an_unknown_question_is_refused():
-    with pytest.raises(ValueError, match=r"^name: expected one of A1"):
+    with pytest.raises(ValueError, match=r"^name: expected one of sarsa_update"):
+        homework.check("A1.nothing", 1)
+    with pytest.raises(ValueError, match=r"^assignment: expected one of A1"):
         homework.check("A9.nothing", 1)
 
 
@@ -238,7 +245,7 @@ HOSTILE = {
 CHEATS = {
     "replaces-the-checks": "homework.accepts = homework.check = lambda *_, **__: True",
     "replaces-the-comparison": "torch.Tensor.item = lambda _: 0.0",
-    "replaces-the-questions": "homework.QUESTIONS.clear()",
+    "replaces-the-questions": "homework.questions('A1').clear()",
 }
 
 

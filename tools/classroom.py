@@ -45,7 +45,7 @@ UNTOUCHED = """\
 import sys
 for name in [name for name in sys.modules if name.partition(".")[0] == "icrl_lib"]:
     del sys.modules[name]
-from icrl_lib import homework, questions
+from icrl_lib import homework
 """
 """How a hidden test begins: whatever a notebook has put in the place of a check is undone."""
 

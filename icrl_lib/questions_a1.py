@@ -1,4 +1,4 @@
-"""The questions of the assignments: references, instances and the mistakes worth a hint."""
+"""Assignment 1, SARSA: references, instances, and the mistakes that are worth a hint."""
 
 from __future__ import annotations
 
@@ -8,93 +8,66 @@ import torch
 from torch import Tensor
 
 from icrl_lib import attention, teachers
-from icrl_lib.homework import QUESTIONS, Number, Question
+from icrl_lib.homework import (
+    Arguments,
+    Number,
+    Question,
+    integer,
+    number,
+    push,
+    td_errors,
+    uniform,
+    window,
+)
 
-Arguments = dict[str, Any]
-
-
-def _uniform(generator: torch.Generator, *shape: int, dtype: torch.dtype) -> Tensor:
-    return torch.empty(shape, dtype=dtype).uniform_(-1, 1, generator=generator)
-
-
-def _integer(generator: torch.Generator, low: int, high: int) -> int:
-    return int(torch.randint(low, high + 1, (), generator=generator))
-
-
-def _number(generator: torch.Generator, low: float, high: float) -> float:
-    return low + (high - low) * torch.rand((), generator=generator, dtype=torch.float64).item()
-
-
-def _window(generator: torch.Generator, number: int) -> Arguments:
-    """Draw a SARSA window; every third one in float32, so that the dtype has to follow."""
-    dtype = torch.float32 if number % 3 == 2 else torch.float64
-    B, n, d = (_integer(generator, 2, 5) for _ in range(3))
-    return {
-        "w": _uniform(generator, B, d, dtype=dtype),
-        "phi": _uniform(generator, B, n, d, dtype=dtype),
-        "phi_next": _uniform(generator, B, n, d, dtype=dtype),
-        "rewards": _uniform(generator, B, n, dtype=dtype),
-        "discount": _number(generator, 0.3, 0.9),
-    }
+QUESTIONS: dict[str, Question | Number] = {}
+"""The questions by name."""
 
 
-def _sarsa_instance(generator: torch.Generator, number: int) -> Arguments:
-    return {**_window(generator, number), "alpha": _number(generator, 0.1, 0.9)}
+def _sarsa_instance(generator: torch.Generator, instance: int) -> Arguments:
+    return {**window(generator, instance), "alpha": number(generator, 0.1, 0.9)}
 
 
-def _error(w: Tensor, phi: Tensor, phi_next: Tensor, rewards: Tensor, discount: float) -> Tensor:
-    """Return the TD errors (B, n), without any check of the arguments."""
-    return (
-        rewards
-        + discount * torch.einsum("bd,bnd->bn", w, phi_next)
-        - torch.einsum("bd,bnd->bn", w, phi)
-    )
-
-
-def _mean(numbers: Tensor, vectors: Tensor) -> Tensor:
-    return torch.einsum("bn,bnd->bd", numbers, vectors) / numbers.shape[1]
-
-
-def _window_after_window(
+def _one_by_one(
     w: Tensor, phi: Tensor, phi_next: Tensor, rewards: Tensor, discount: float, alpha: float
 ) -> Tensor:
     """Update after every transition instead of once."""
     for i in range(phi.shape[1]):
         here = slice(i, i + 1)
-        delta = _error(w, phi[:, here], phi_next[:, here], rewards[:, here], discount)
+        delta = td_errors(w, phi[:, here], phi_next[:, here], rewards[:, here], discount)
         w = w + alpha / phi.shape[1] * delta * phi[:, i]
     return w
 
 
-QUESTIONS["A1.sarsa_update"] = Question(
+QUESTIONS["sarsa_update"] = Question(
     reference=teachers.sarsa_update,
     draw=_sarsa_instance,
     mistakes={
         "your update has the right size but the opposite sign.": lambda w, alpha, phi, **z: (
-            w - alpha * _mean(_error(w, phi, **z), phi)
+            w - alpha * push(td_errors(w, phi, **z), phi)
         ),
         "the next value is not discounted.": lambda w, alpha, phi, discount, **z: (
-            w + alpha * _mean(_error(w, phi, discount=1, **z), phi)
+            w + alpha * push(td_errors(w, phi, discount=1, **z), phi)
         ),
         "your update is n times too large: a mean over the window, not a sum.": (
-            lambda w, alpha, phi, **z: w + alpha * phi.shape[1] * _mean(_error(w, phi, **z), phi)
+            lambda w, alpha, phi, **z: w + alpha * phi.shape[1] * push(td_errors(w, phi, **z), phi)
         ),
         "which features does the error push along: those of the pair it is about, or the next?": (
             lambda w, alpha, phi, phi_next, **z: (
-                w + alpha * _mean(_error(w, phi, phi_next, **z), phi_next)
+                w + alpha * push(td_errors(w, phi, phi_next, **z), phi_next)
             )
         ),
-        "all errors of a window use the same old w.": _window_after_window,
+        "all errors of a window use the same old w.": _one_by_one,
         "this is the change of w; the new w is asked for.": lambda w, alpha, phi, **z: (
-            alpha * _mean(_error(w, phi, **z), phi)
+            alpha * push(td_errors(w, phi, **z), phi)
         ),
         "every member of the batch has its own window; you used the first one for all.": (
-            lambda w, alpha, phi, **z: w + alpha * _mean(_error(w, phi, **z), phi)[:1]
+            lambda w, alpha, phi, **z: w + alpha * push(td_errors(w, phi, **z), phi)[:1]
         ),
     },
 )
 
-QUESTIONS["A1.by_hand"] = Number(
+QUESTIONS["by_hand"] = Number(
     value=1.1,
     tolerance=1e-6,
     plausible=(-10, 10),
@@ -107,7 +80,7 @@ QUESTIONS["A1.by_hand"] = Number(
 )
 
 
-def a1_prompt(w: Tensor, phi: Tensor, phi_next: Tensor, rewards: Tensor, discount: float) -> Tensor:
+def prompt(w: Tensor, phi: Tensor, phi_next: Tensor, rewards: Tensor, discount: float) -> Tensor:
     """Return the prompt of assignment 1, token [r; gamma phi+; phi] and last column [0; w; 1]."""
     B, n, d = phi.shape
     H = w.new_zeros(B, 3 * d + 2, n + 1)
@@ -124,7 +97,7 @@ def _rolled(H: Tensor) -> Tensor:
 
 
 def _one_first(w: Tensor, **z: Any) -> Tensor:
-    H = a1_prompt(w, **z)
+    H = prompt(w, **z)
     d = w.shape[1]
     H[:, 2 * d + 1, -1], H[:, 2 * d + 2 :, -1] = 1, w
     return H
@@ -132,26 +105,26 @@ def _one_first(w: Tensor, **z: Any) -> Tensor:
 
 def _book_order(phi: Tensor, **z: Any) -> Tensor:
     d = phi.shape[-1]
-    H = a1_prompt(phi=phi, **z)
+    H = prompt(phi=phi, **z)
     return torch.cat([H[:, d + 1 : 2 * d + 1], H[:, 1 : d + 1], H[:, :1], H[:, 2 * d + 1 :]], 1)
 
 
 def _parameters_everywhere(w: Tensor, **z: Any) -> Tensor:
-    H = a1_prompt(w, **z)
+    H = prompt(w, **z)
     d = w.shape[1]
     H[:, 2 * d + 1 :] = H[:, 2 * d + 1 :, -1:]
     return H
 
 
-QUESTIONS["A1.prompt"] = Question(
-    reference=a1_prompt,
-    draw=_window,
+QUESTIONS["prompt"] = Question(
+    reference=prompt,
+    draw=window,
     mistakes={
-        "the next features stand in the token discounted.": lambda discount, **z: a1_prompt(
+        "the next features stand in the token discounted.": lambda discount, **z: prompt(
             discount=1.0, **z
         ),
-        "one column a token: rows and columns are swapped.": lambda **z: a1_prompt(**z).mT,
-        "the parameter column is the last one.": lambda **z: _rolled(a1_prompt(**z)),
+        "one column a token: rows and columns are swapped.": lambda **z: prompt(**z).mT,
+        "the parameter column is the last one.": lambda **z: _rolled(prompt(**z)),
         "in this assignment the constant 1 stands below w.": _one_first,
         "in this assignment the reward comes first, then the next features.": _book_order,
         "the parameters stand in one column only; below the tokens are zeros.": (
@@ -161,7 +134,7 @@ QUESTIONS["A1.prompt"] = Question(
 )
 
 
-def a1_construction(d: int, alpha: float, c: float) -> tuple[Tensor, Tensor]:
+def construction(d: int, alpha: float, c: float) -> tuple[Tensor, Tensor]:
     """Return (c P*, V* / c) for the prompt of assignment 1, in float64."""
     P, V = torch.zeros(2, 3 * d + 2, 3 * d + 2, dtype=torch.float64)
     identity, first_w = torch.eye(d, dtype=torch.float64), 2 * d + 1
@@ -172,24 +145,24 @@ def a1_construction(d: int, alpha: float, c: float) -> tuple[Tensor, Tensor]:
     return P, V
 
 
-def _a1_weights(d: int, alpha: float, c: float, **change: float) -> tuple[Tensor, Tensor]:
+def _weights(d: int, alpha: float, c: float, **change: float) -> tuple[Tensor, Tensor]:
     """Return the construction with some of its four blocks scaled."""
-    P, V = a1_construction(d, alpha, c)
+    P, V = construction(d, alpha, c)
     P[0] *= change.get("reward", 1)
     P[1 : d + 1] *= change.get("following", 1)
     P[d + 1 :] *= change.get("current", 1)
     return P, V * change.get("value", 1)
 
 
-def _a1_construction_instance(generator: torch.Generator, number: int) -> Arguments:
+def _construction_instance(generator: torch.Generator, instance: int) -> Arguments:
     return {
-        "d": _integer(generator, 1, 6) if number else 2,
-        "alpha": _number(generator, 0.1, 0.9),
-        "c": _number(generator, 0.5, 3.0),
+        "d": integer(generator, 1, 6) if instance else 2,
+        "alpha": number(generator, 0.1, 0.9),
+        "c": number(generator, 0.5, 3.0),
     }
 
 
-def _what_a1_weights_do(result: Any, arguments: Arguments) -> list[Tensor]:
+def _what_weights_do(result: Any, arguments: Arguments) -> list[Tensor]:
     """Return what the block writes on a fixed window, and the two blocks that it reads."""
     P, V = result
     d = arguments["d"]
@@ -198,46 +171,46 @@ def _what_a1_weights_do(result: Any, arguments: Arguments) -> list[Tensor]:
         if not isinstance(matrix, Tensor) or matrix.shape != (size, size):
             raise ValueError(f"{name} has to be a tensor of shape ({size}, {size})")
     generator = torch.Generator().manual_seed(d)
-    w = _uniform(generator, 3, d, dtype=torch.float64)
-    phi, phi_next = (_uniform(generator, 3, 4, d, dtype=torch.float64) for _ in range(2))
-    H = a1_prompt(w, phi, phi_next, _uniform(generator, 3, 4, dtype=torch.float64), 0.7)
+    w = uniform(generator, 3, d, dtype=torch.float64)
+    phi, phi_next = (uniform(generator, 3, 4, d, dtype=torch.float64) for _ in range(2))
+    H = prompt(w, phi, phi_next, uniform(generator, 3, 4, dtype=torch.float64), 0.7)
     updated = attention.linear_self_attention(H, P, V)[:, k:-1, -1]
     return [updated, P[:k, k:], V[k:-1, :k]]
 
 
-QUESTIONS["A1.construction"] = Question(
-    reference=a1_construction,
-    draw=_a1_construction_instance,
-    outcome=_what_a1_weights_do,
+QUESTIONS["construction"] = Question(
+    reference=construction,
+    draw=_construction_instance,
+    outcome=_what_weights_do,
     tolerance=1e-6,  # alpha times a float32 identity is right, too
     mistakes={
-        "your block computes the update with the opposite sign.": lambda **z: _a1_weights(
+        "your block computes the update with the opposite sign.": lambda **z: _weights(
             **z, value=-1
         ),
-        "the step size is missing from V.": lambda alpha, **z: a1_construction(alpha=1.0, **z),
-        "c multiplies P and divides V.": lambda c, **z: _a1_weights(c=c, value=c**2, **z),
-        "what does the token's third slot, phi, meet in the TD error?": lambda **z: _a1_weights(
+        "the step size is missing from V.": lambda alpha, **z: construction(alpha=1.0, **z),
+        "c multiplies P and divides V.": lambda c, **z: _weights(c=c, value=c**2, **z),
+        "what does the token's third slot, phi, meet in the TD error?": lambda **z: _weights(
             **z, current=-1
         ),
-        "the sign with which the next value enters the TD error.": lambda **z: _a1_weights(
+        "the sign with which the next value enters the TD error.": lambda **z: _weights(
             **z, following=-1
         ),
         "the reward is not read: it meets the constant 1, the last entry of the column.": (
-            lambda **z: _a1_weights(**z, reward=0)
+            lambda **z: _weights(**z, reward=0)
         ),
     },
 )
 
 
-def a1_broken_construction(d: int, alpha: float) -> tuple[Tensor, Tensor]:
+def broken_construction(d: int, alpha: float) -> tuple[Tensor, Tensor]:
     """Return the weights of assignment 1 in which a bug is to be found."""
-    P, V = a1_construction(d, alpha, 1.0)
+    P, V = construction(d, alpha, 1.0)
     return P, V.roll(-d, 1)  # V copies the slot before the one it should
 
 
-QUESTIONS["A1.what_it_computes"] = Question(
+QUESTIONS["what_it_computes"] = Question(
     reference=lambda w, phi, phi_next, rewards, discount, alpha: (
-        w + alpha * _mean(_error(w, phi, phi_next, rewards, discount), discount * phi_next)
+        w + alpha * push(td_errors(w, phi, phi_next, rewards, discount), discount * phi_next)
     ),
     draw=_sarsa_instance,
     mistakes={
@@ -246,7 +219,7 @@ QUESTIONS["A1.what_it_computes"] = Question(
         ),
         "the slot that V copies holds the discounted features.": (
             lambda w, alpha, phi, phi_next, **z: (
-                w + alpha * _mean(_error(w, phi, phi_next, **z), phi_next)
+                w + alpha * push(td_errors(w, phi, phi_next, **z), phi_next)
             )
         ),
         "the number is right, the vector is not: which slot does V copy?": (
@@ -256,7 +229,7 @@ QUESTIONS["A1.what_it_computes"] = Question(
             lambda w, alpha, phi, phi_next, discount, **z: (
                 w
                 - alpha
-                * _mean(_error(w, phi, phi_next, discount=discount, **z), discount * phi_next)
+                * push(td_errors(w, phi, phi_next, discount=discount, **z), discount * phi_next)
             )
         ),
         "a mean over the window, as in the block.": (
@@ -264,13 +237,13 @@ QUESTIONS["A1.what_it_computes"] = Question(
                 w
                 + alpha
                 * phi.shape[1]
-                * _mean(_error(w, phi, phi_next, discount=discount, **z), discount * phi_next)
+                * push(td_errors(w, phi, phi_next, discount=discount, **z), discount * phi_next)
             )
         ),
     },
 )
 
-QUESTIONS["A1.nonzero"] = Number(
+QUESTIONS["nonzero"] = Number(
     value=37,
     tolerance=1e-6,
     plausible=(1, 2 * 38**2),
