@@ -21,7 +21,7 @@ from icrl_lib.checks import check_count
 
 Arguments = dict[str, Any]
 
-ASSIGNMENTS = ("A1",)
+ASSIGNMENTS = ("A1", "A2")
 """Each has a module ``icrl_lib.questions_a1`` and so on, with its questions by name."""
 
 PUBLIC_SEED = 0
@@ -295,11 +295,13 @@ def _same(one: Any, other: Any) -> bool:
     return one == other
 
 
-def _sizes(arguments: dict[str, Any]) -> str:
-    parts = [
-        f"{name} {tuple(value.shape)}" if isinstance(value, Tensor) else f"{name} = {value:g}"
-        for name, value in arguments.items()
-    ]
+def _sizes(arguments: Arguments) -> str:
+    parts = []
+    for name, value in arguments.items():
+        if isinstance(value, Tensor):
+            parts.append(f"{name} {tuple(value.shape)}")
+        elif isinstance(value, int | float):
+            parts.append(f"{name} = {value:g}")
     return f"arguments: {', '.join(parts)}."
 
 
