@@ -21,7 +21,7 @@ from icrl_lib.checks import check_count
 
 Arguments = dict[str, Any]
 
-ASSIGNMENTS = ("A1", "A2")
+ASSIGNMENTS = ("A1", "A2", "A3")
 """Each has a module ``icrl_lib.questions_a1`` and so on, with its questions by name."""
 
 PUBLIC_SEED = 0
@@ -252,7 +252,8 @@ def _hint(question: Question, arguments: dict[str, Any], came: list[Tensor]) -> 
             wrong = _tensors(question.outcome(mistake(**arguments), arguments))
         except Exception:
             continue
-        if wrong is not None and _difference(wrong, came, question.tolerance) is None:
+        finite = ([t.nan_to_num() for t in tensors or []] for tensors in (wrong, came))
+        if wrong is not None and _difference(*finite, question.tolerance) is None:
             return f" Hint: {hint}"
     return ""
 
