@@ -21,7 +21,7 @@ from icrl_lib.checks import check_count
 
 Arguments = dict[str, Any]
 
-ASSIGNMENTS = ("A1", "A2", "A3")
+ASSIGNMENTS = ("A1", "A2", "A3", "A4")
 """Each has a module ``icrl_lib.questions_a1`` and so on, with its questions by name."""
 
 PUBLIC_SEED = 0
@@ -76,10 +76,27 @@ class Number:
     mistakes: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
+@dataclasses.dataclass(frozen=True)
+class Choices:
+    """A question whose answer says yes or no to several statements.
+
+    Parameters
+    ----------
+    right : mapping of str to bool
+        The statements and their answers. Students are told only whether they answered each.
+    """
+
+    right: Mapping[str, bool]
+    mistakes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+AnyQuestion = Question | Number | Choices
+
+
 def check(name: str, answer: Any) -> None:
     """Print whether an answer is right and, if it is not, what came instead and a hint.
 
-    Of a number only the plausibility is told; graders compare its value.
+    Of numbers and choices only the form is told; graders compare what they say.
 
     Parameters
     ----------
@@ -89,17 +106,18 @@ def check(name: str, answer: Any) -> None:
         The answer.
     """
     question = _question(name)
-    problem = (
-        _implausible(question, answer)
-        if isinstance(question, Number)
-        else _problem(question, answer, PUBLIC_SEED, instances=6)
-    )
+    if isinstance(question, Question):
+        problem = _problem(question, answer, PUBLIC_SEED, instances=6)
+    elif isinstance(question, Number):
+        problem = _implausible(question, answer)
+    else:
+        problem = _unanswered(question, answer)
     if problem is not None:
         print(f"✗ {name}: {problem}")
-    elif isinstance(question, Number):
-        print(f"✓ {name}: plausible; its value is graded")
-    else:
+    elif isinstance(question, Question):
         print(f"✓ {name}")
+    else:
+        print(f"✓ {name}: plausible; what it says is graded")
 
 
 def accepts(name: str, answer: Any, *, seed: int, instances: int = 20) -> bool:
@@ -114,20 +132,23 @@ def accepts(name: str, answer: Any, *, seed: int, instances: int = 20) -> bool:
     check_count("seed", seed, at_least=0)
     check_count("instances", instances)
     question = _question(name)
-    if isinstance(question, Number):
-        for wrong in (question.value + 3 * question.tolerance, *question.mistakes.values()):
-            assert _wrong_number(question, wrong), "the comparison has been tampered with"
+    if isinstance(question, Question):
+        known = question.mistakes.values()
+        caught = [_problem(question, wrong, seed, instances, explain=False) for wrong in known]
+        problem = _problem(question, answer, seed, instances)
+    elif isinstance(question, Number):
+        known = (question.value + 3 * question.tolerance, *question.mistakes.values())
+        caught = [_wrong_number(question, wrong) for wrong in known]
         problem = _wrong_number(question, answer)
     else:
-        for mistake in question.mistakes.values():
-            caught = _problem(question, mistake, seed, instances, explain=False)
-            assert caught is not None, "the comparison has been tampered with"
-        problem = _problem(question, answer, seed, instances)
+        caught = [_wrong_choice(question, {s: not yes for s, yes in question.right.items()})]
+        problem = _wrong_choice(question, answer)
+    assert None not in caught, "the comparison has been tampered with"
     assert problem is None, problem
     return True
 
 
-def questions(assignment: str) -> Mapping[str, Question | Number]:
+def questions(assignment: str) -> Mapping[str, AnyQuestion]:
     """Return the questions of an assignment by name, "sarsa_update" of "A1" for example."""
     if assignment not in ASSIGNMENTS:
         raise ValueError(
@@ -136,7 +157,7 @@ def questions(assignment: str) -> Mapping[str, Question | Number]:
     return importlib.import_module(f"icrl_lib.questions_{assignment.lower()}").QUESTIONS
 
 
-def _question(name: str) -> Question | Number:
+def _question(name: str) -> AnyQuestion:
     assignment, _, short = str(name).partition(".")
     known = questions(assignment)
     if short not in known:
@@ -276,6 +297,21 @@ def _wrong_number(question: Number, answer: Any) -> str | None:
     if not abs(answer - question.value) <= question.tolerance:
         return f"got {answer:g}, which is not the value"
     return None
+
+
+def _unanswered(question: Choices, answer: Any) -> str | None:
+    if not isinstance(answer, dict):
+        return f"expected a dictionary, got {_words(answer)}"
+    for statement in question.right:
+        if not isinstance(answer.get(statement), bool):
+            return f"expected True or False for {statement!r}, got {answer.get(statement)!r}"
+    return None
+
+
+def _wrong_choice(question: Choices, answer: Any) -> str | None:
+    problem = _unanswered(question, answer)
+    wrong = [s for s, yes in question.right.items() if problem is None and answer[s] is not yes]
+    return f"wrong about {', '.join(wrong)}" if wrong else problem
 
 
 def _tensors(result: Any) -> list[Tensor] | None:
