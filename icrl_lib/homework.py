@@ -116,8 +116,10 @@ def check(name: str, answer: Any) -> None:
         print(f"✗ {name}: {problem}")
     elif isinstance(question, Question):
         print(f"✓ {name}")
+    elif isinstance(question, Number):
+        print(f"✓ {name}: plausible; its value is graded")
     else:
-        print(f"✓ {name}: plausible; what it says is graded")
+        print(f"✓ {name}: complete; what it says is graded")
 
 
 def accepts(name: str, answer: Any, *, seed: int, instances: int = 20) -> bool:
