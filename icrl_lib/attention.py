@@ -1,4 +1,4 @@
-"""One linear self-attention block: eq. (1) as it stands, and the part of it that is read."""
+"""One self-attention block: linear (eq. 1), the part of it that is read, and with a softmax."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from icrl_lib.checks import check_count, check_tensors
+from icrl_lib.checks import check_count, check_number, check_tensors
 from icrl_lib.prompts import parameter_column
 
 
@@ -135,3 +135,130 @@ def reduced_update(
         form = ((extended @ P22) * extended).sum(-1, keepdim=True)  # w~^T P22 w~
         update = update + form * (extended @ V22.mT) / n
     return parameters + update
+
+
+def softmax_attention(
+    H: Tensor, P: Tensor, V: Tensor, temperature: float = 1.0, *, anchor: bool = False
+) -> Tensor:
+    """Apply one block of softmax self-attention, any number of heads, with a residual connection.
+
+    The scores of eq. 1 become weights: column by column, a softmax over the columns attended to
+    takes the place of the factor 1 / n.
+
+    Parameters
+    ----------
+    H : Tensor, shape (B, D, n + 1)
+        Prompts, one token a column, the parameters last.
+    P, V : Tensor, shape (heads, D, D)
+        Query-key weights and value weights of each head.
+    temperature : float
+        Positive number tau by which scores are divided.
+    anchor : bool
+        Attend to the last column too. By default it is masked: it asks, but is never answered from.
+
+    Returns
+    -------
+    Tensor, shape (B, D, n + 1)
+        H + sum over heads of (V H) softmax(H^T P H / tau), each column of weights summing to 1.
+
+    Raises
+    ------
+    ValueError
+        If shapes, dtypes or devices disagree, H has a single column, or tau is not positive.
+    """
+    sizes = check_tensors(P=(P, "heads D D"), V=(V, "heads D D"), H=(H, "B D columns"))
+    check_number("temperature", temperature, above=0)
+    if sizes["columns"] < 2:
+        raise ValueError("H: expected at least 2 columns, n tokens and the parameters; got 1")
+    keys = H if anchor else H[:, :, :-1]  # (B, D, m)
+    keys, queries = keys.unsqueeze(1), H.unsqueeze(1)
+    weights = torch.softmax(keys.mT @ P @ queries / temperature, -2)  # (B, heads, m, n + 1)
+    return H + (V @ keys @ weights).sum(1)
+
+
+def softmax_update(
+    tokens: Tensor,
+    parameters: Tensor,
+    P12: Tensor,
+    V21: Tensor,
+    P22: Tensor | None = None,
+    V22: Tensor | None = None,
+    *,
+    temperature: float = 1.0,
+) -> Tensor:
+    """Compute what softmax heads write to the parameters, without building H.
+
+    The counterpart of :func:`reduced_update`, with a leading axis for heads. Without P22 and V22
+    the parameter column is masked; with them it is attended to, as the anchor.
+
+    Parameters
+    ----------
+    tokens : Tensor, shape (B, n, k)
+        The tokens x_i.
+    parameters : Tensor, shape (B, p)
+        The current parameters.
+    P12, V21 : Tensor, shape (heads, k, 1 + p) and (heads, p, k)
+        The blocks of :class:`Blocks`, head by head.
+    P22, V22 : Tensor, shape (heads, 1 + p, 1 + p) and (heads, p, 1 + p), optional
+        Score and value of the parameter column; both or neither.
+    temperature : float
+        Positive number tau by which scores are divided.
+
+    Returns
+    -------
+    Tensor, shape (B, p)
+        With w~ = [1; parameters] and p_i the softmax of the scores x_i^T P12 w~ / tau:
+        parameters + sum over heads of sum_i p_i V21 x_i. With an anchor the softmax includes the
+        score w~^T P22 w~ / tau, whose weight multiplies V22 w~.
+    """
+    sizes = check_tensors(
+        tokens=(tokens, "B n k"),
+        parameters=(parameters, "B p"),
+        V21=(V21, "heads p k"),
+        P12=(P12, "heads k q"),
+    )
+    check_number("temperature", temperature, above=0)
+    extended = parameter_column(parameters)  # (B, q)
+    if sizes["q"] != sizes["p"] + 1:
+        raise ValueError(f"P12: expected 1 + p = {sizes['p'] + 1} columns, got {sizes['q']}")
+    if (P22 is None) != (V22 is None):
+        raise ValueError("P22, V22: expected both or neither")
+    queries = torch.einsum("hkq,bq->bhk", P12, extended)
+    scores = queries @ tokens.mT  # (B, heads, n)
+    if P22 is not None:
+        heads, p, q = sizes["heads"], sizes["p"], sizes["q"]
+        check_tensors(tokens=(tokens, "B n k"), P22=(P22, f"{heads} {q} {q}"))
+        check_tensors(tokens=(tokens, "B n k"), V22=(V22, f"{heads} {p} {q}"))
+        form = torch.einsum("bq,hqr,br->bh", extended, P22, extended)
+        scores = torch.cat([scores, form.unsqueeze(-1)], -1)
+    weights = torch.softmax(scores / temperature, -1)
+    n = sizes["n"]
+    seen = weights[..., :n] @ tokens  # (B, heads, k), the weighted mean token
+    updated = parameters + torch.einsum("hpk,bhk->bp", V21, seen)
+    if V22 is not None:
+        updated = updated + torch.einsum("bh,hpq,bq->bp", weights[..., n], V22, extended)
+    return updated
+
+
+def iterate(H: Tensor, P: Tensor, V: Tensor, passes: int) -> Tensor:
+    """Apply one block several times: a transformer of depth `passes` whose layers share weights.
+
+    Parameters
+    ----------
+    H : Tensor, shape (B, D, n + 1)
+        Prompts, one token a column.
+    P, V : Tensor, shape (D, D)
+        Weights of every layer.
+    passes : int
+        Number L of applications, at least 1.
+
+    Returns
+    -------
+    Tensor, shape (B, D, n + 1)
+        What the last layer writes. With P12 and V21 alone different from zero the token columns
+        are those of H, and the parameters have been updated L times on one window.
+    """
+    check_count("passes", passes)
+    for _ in range(passes):
+        H = linear_self_attention(H, P, V)
+    return H

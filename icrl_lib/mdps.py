@@ -274,8 +274,8 @@ def stationary_distribution(mdp: TabularMDP, policy: Tensor) -> Tensor:
 
 def average_reward(mdp: TabularMDP, policy: Tensor) -> Tensor:
     """Compute the average reward per step of a policy (B, S, A) in the long run, shape (B,)."""
-    rewards = (policy * mdp.expected_reward).sum(-1)
-    return (stationary_distribution(mdp, policy) * rewards).sum(-1)
+    share = stationary_distribution(mdp, policy)
+    return (share * (policy * mdp.expected_reward).sum(-1)).sum(-1)
 
 
 def greedy_policy(q: Tensor) -> Tensor:

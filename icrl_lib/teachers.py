@@ -278,7 +278,10 @@ def n_step_sarsa_update(
     check_tensors(w=(w, "B d"), phi=(phi, "B n+1 d"), rewards=(rewards, "B n"))
     n = rewards.shape[1]
     if phi.shape[1] != n + 1:
-        raise ValueError(f"phi: expected n + 1 = {n + 1} feature vectors, got {phi.shape[1]}")
+        raise ValueError(
+            f"phi, rewards: expected n + 1 feature vectors and n rewards, "
+            f"got {phi.shape[1]} and {n}"
+        )
     check_number("discount", discount, at_least=0, less_than=1)
     check_number("alpha", alpha, above=0)
     check_count("steps", steps)
@@ -464,6 +467,84 @@ def reinforce_update(
         lam + alpha * _mean_of_products(_since_start(rewards, discount) * errors, scores),
         w + beta * _mean_of_products(errors, phi_v),
     )
+
+
+def td_system(
+    phi: Tensor, phi_next: Tensor, rewards: Tensor, discount: float
+) -> tuple[Tensor, Tensor]:
+    """Return the A and b by which batch TD and SARSA are affine: w' = w + alpha (b - A w).
+
+    Parameters
+    ----------
+    phi, phi_next : Tensor, shape (B, n, d)
+        Features before and after each transition.
+    rewards : Tensor, shape (B, n)
+        Rewards r_1, ..., r_n.
+    discount : float
+        The discount gamma, in [0, 1).
+
+    Returns
+    -------
+    A : Tensor, shape (B, d, d)
+        (1 / n) sum_i phi_i (phi_i - gamma phi_next_i)^T, in general not symmetric.
+    b : Tensor, shape (B, d)
+        (1 / n) sum_i r_{i+1} phi_i.
+    """
+    sizes = check_tensors(
+        phi=(phi, "B n d"), phi_next=(phi_next, "B n d"), rewards=(rewards, "B n")
+    )
+    check_number("discount", discount, at_least=0, less_than=1)
+    A = phi.mT @ (phi - discount * phi_next) / sizes["n"]
+    return A, _mean_of_products(rewards, phi)
+
+
+def least_squares_td(
+    w: Tensor, phi: Tensor, phi_next: Tensor, rewards: Tensor, discount: float
+) -> Tensor:
+    """Solve the equations of least-squares TD as repeated updates from `w` would.
+
+    With A and b of :func:`td_system` it returns the solution of A w = b that differs from the given
+    w by a combination of phi_0, ..., phi_{n-1}. If A is regular this is LSTD (Bradtke and Barto,
+    1996), whatever w is. If it is not, as for n < d, directions that no phi_i sees keep their w.
+
+    Parameters
+    ----------
+    w : Tensor, shape (B, d)
+        Where the updates would start.
+    phi, phi_next : Tensor, shape (B, n, d)
+        Features before and after each transition.
+    rewards : Tensor, shape (B, n)
+        Rewards r_1, ..., r_n.
+    discount : float
+        The discount gamma, in [0, 1).
+
+    Returns
+    -------
+    Tensor, shape (B, d)
+        The limit of infinitely many SARSA (or TD) updates on this window, where there is one.
+
+    Raises
+    ------
+    ValueError
+        If shapes, dtypes or devices disagree, a number is out of range, or the equations have no
+        unique solution of this kind in some window.
+    """
+    check_tensors(w=(w, "B d"), phi=(phi, "B n d"))
+    A, b = td_system(phi, phi_next, rewards, discount)
+    # In the right singular vectors of phi as coordinates, rows of A that no phi_i sees are zero:
+    # there the identity takes their place, and nothing is written.
+    n, d = phi.shape[1:]
+    _, sizes, basis = torch.linalg.svd(phi, full_matrices=n < d)  # (B, min(n, d)), (B, d, d)
+    threshold = max(n, d) * torch.finfo(phi.dtype).eps * sizes[:, :1]
+    seen = torch.zeros_like(w)
+    seen[:, : min(n, d)] = (sizes > threshold).to(w.dtype)
+    system = seen.unsqueeze(-1) * (basis @ A @ basis.mT) * seen.unsqueeze(-2)
+    system = system + torch.diag_embed(1 - seen)
+    missing = seen * (basis @ (b.unsqueeze(-1) - A @ w.unsqueeze(-1))).squeeze(-1)
+    step, info = torch.linalg.solve_ex(system, missing)
+    if info.any():
+        raise ValueError("phi, phi_next: the equations of least-squares TD are singular")
+    return w + (basis.mT @ step.unsqueeze(-1)).squeeze(-1)
 
 
 def _td_errors(

@@ -464,7 +464,7 @@ class QLearning(SARSA):
 
     def tokens(self, observation: tuple) -> Tensor:
         phi, phi_next, rewards, discount = observation
-        return prompts.sarsa_tokens(phi, phi_next.flatten(2), rewards, discount)
+        return torch.cat([phi, discount * phi_next.flatten(2), rewards.unsqueeze(-1)], -1)
 
     def teach(self, parameters: Tensor, observation: tuple) -> Tensor:
         return teachers.q_learning_update(parameters, *observation, self.alpha)

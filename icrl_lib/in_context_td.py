@@ -1,0 +1,390 @@
+"""In-context TD: values predicted by a looped linear transformer (Wang et al., 2025).
+
+Source: J. Wang, E. Blaser, H. Daneshmand and S. Zhang, "Transformers Can Learn Temporal Difference
+Methods for In-Context Reinforcement Learning", ICLR 2025, arXiv:2405.13861. `P` and `Q` are that
+paper's letters: its P holds the values (V in the rest of the library) and its Q joins keys and
+queries (P in the rest of the library).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from icrl_lib.checks import check_count, check_generator, check_number, check_tensors
+from icrl_lib.features import random_features
+from icrl_lib.mdps import TabularMDP
+from icrl_lib.policies import initial_states, rollout, uniform_policy
+from icrl_lib.prompts import sarsa_tokens
+
+
+def boyan_chains(
+    batch: int,
+    n_states: int = 10,
+    discount: float = 0.9,
+    *,
+    generator: torch.Generator,
+    dtype: torch.dtype = torch.float32,
+) -> TabularMDP:
+    """Draw Boyan chains as Wang et al. randomise them: MDPs with a single action.
+
+    State i leads to i + 1 with probability p_i and to i + 2 otherwise, p_i uniform on
+    (0.01, 0.99); the last state but one leads to the last, and the last to a random state. That
+    distribution and the one of the first state are numbers uniform on (0.01, 0.99), divided by
+    their sum. The reward depends on the state that is left and is uniform on (-1, 1).
+
+    Parameters
+    ----------
+    batch, n_states : int
+        Numbers of chains, B, and of states, S, at least 3.
+    discount : float
+        The discount gamma, in [0, 1).
+    generator : torch.Generator
+        Source of randomness; its device is the device of the result.
+    dtype : torch.dtype
+        Floating-point type of the result.
+
+    Returns
+    -------
+    TabularMDP
+        B independent chains, A = 1.
+    """
+    check_count("batch", batch)
+    check_count("n_states", n_states, at_least=3)
+    check_generator(generator)
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        numbers = torch.empty(batch, *shape, dtype=dtype, device=generator.device)
+        return numbers.uniform_(low, high, generator=generator)
+
+    def distribution() -> Tensor:
+        numbers = uniform(0.01, 0.99, n_states)
+        return numbers / numbers.sum(-1, keepdim=True)
+
+    one_on = uniform(0.01, 0.99, n_states - 2)
+    state = torch.arange(n_states - 2, device=generator.device)
+    transition = torch.zeros(batch, n_states, n_states, dtype=dtype, device=generator.device)
+    transition[:, state, state + 1] = one_on
+    transition[:, state, state + 2] = 1 - one_on
+    transition[:, -2, -1] = 1
+    transition[:, -1] = distribution()
+    reward = uniform(-1, 1, n_states).unsqueeze(-1).expand_as(transition)
+    initial = distribution()
+    return TabularMDP(transition.unsqueeze(2), reward.unsqueeze(2), initial, discount)
+
+
+def prompt(
+    phi: Tensor, phi_next: Tensor, rewards: Tensor, query: Tensor, discount: float
+) -> Tensor:
+    """Build the prompt Z: n transitions, then one column for every state that is asked about.
+
+    Parameters
+    ----------
+    phi, phi_next : Tensor, shape (B, n, d)
+        Features before and after each transition.
+    rewards : Tensor, shape (B, n)
+        Rewards r_1, ..., r_n.
+    query : Tensor, shape (B, m, d)
+        Features of the states whose values are wanted; m = 1 in the paper.
+    discount : float
+        The discount gamma, in [0, 1).
+
+    Returns
+    -------
+    Tensor, shape (B, 2 d + 1, n + m)
+        Columns [phi_i; gamma phi_next_i; r_{i+1}], then columns [query; 0; 0].
+    """
+    check_tensors(phi=(phi, "B n d"), query=(query, "B m d"))
+    tokens = sarsa_tokens(phi, phi_next, rewards, discount)
+    return torch.cat([tokens, _padded(query, tokens.shape[-1])], 1).mT
+
+
+def looped_transformer(Z: Tensor, P: Tensor, Q: Tensor, depth: int, n_queries: int = 1) -> Tensor:
+    """Apply Z + (1 / n) P Z M (Z^T Q Z), `depth` times with the same weights.
+
+    M is the identity but for zeros at the queries: every column attends to the n transitions, and
+    none to a query.
+
+    Parameters
+    ----------
+    Z : Tensor, shape (B, D, n + m)
+        Prompts, D = 2 d + 1.
+    P, Q : Tensor, shape (D, D)
+        Value weights, and key and query weights in one matrix.
+    depth : int
+        Number L of layers.
+    n_queries : int
+        Number m of columns at the end that are queries.
+
+    Returns
+    -------
+    Tensor, shape (B, D, n + m)
+    """
+    sizes = check_tensors(Z=(Z, "B D columns"), P=(P, "D D"), Q=(Q, "D D"))
+    check_count("depth", depth)
+    check_count("n_queries", n_queries)
+    n = sizes["columns"] - n_queries
+    if n < 1:
+        raise ValueError(f"n_queries: expected fewer than {sizes['columns']} columns, got all")
+    for _ in range(depth):
+        context = Z[..., :n]
+        Z = Z + P @ context @ (context.mT @ Q @ Z) / n
+    return Z
+
+
+def read_values(Z: Tensor, n_queries: int = 1) -> Tensor:
+    """Read the predicted values (B, m): minus the last entry of each query column."""
+    check_tensors(Z=(Z, "B D columns"))
+    check_count("n_queries", n_queries)
+    return -Z[:, -1, -n_queries:]
+
+
+def gram(tokens: Tensor) -> Tensor:
+    """Return (1 / n) sum_i x_i x_i^T of tokens (B, n, D), shape (B, D, D)."""
+    n = check_tensors(tokens=(tokens, "B n D"))["n"]
+    return tokens.mT @ tokens / n
+
+
+def predict(moments: Tensor, query: Tensor, P: Tensor, Q: Tensor, depth: int) -> Tensor:
+    """Compute the predicted values from the context's second moments alone.
+
+    With G = (1 / n) sum_i x_i x_i^T a layer multiplies every column, transition or query, by
+    I + P G Q, so G becomes (I + P G Q) G (I + P G Q)^T: the number of transitions drops out.
+
+    Parameters
+    ----------
+    moments : Tensor, shape (B, D, D)
+        What `gram` returns.
+    query : Tensor, shape (B, m, d)
+        Features of the states whose values are wanted, D = 2 d + 1.
+    P, Q : Tensor, shape (D, D)
+        Weights.
+    depth : int
+        Number L of layers.
+
+    Returns
+    -------
+    Tensor, shape (B, m)
+        The same numbers as `looped_transformer` and `read_values`.
+    """
+    sizes = check_tensors(
+        moments=(moments, "B D D"), query=(query, "B m d"), P=(P, "D D"), Q=(Q, "D D")
+    )
+    check_count("depth", depth)
+    _check_rows("query", sizes["D"], sizes["d"])
+    columns = _padded(query, sizes["D"]).mT
+    for layer in range(depth):
+        move = P @ (moments @ Q)
+        columns = columns + move @ columns
+        if layer < depth - 1:
+            half = moments + move @ moments
+            moments = half + half @ move.mT
+    return -columns[:, -1]
+
+
+def construction(
+    d: int, alpha: float, c: float = 1.0, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
+    """Return weights whose L layers are L steps of batch TD(0) from w = 0 (Wang et al., Theorem 1).
+
+    Parameters
+    ----------
+    d : int
+        Number of features.
+    alpha : float
+        Step size, above 0; the theorem allows any d x d matrix in its place.
+    c : float
+        Free scale, not 0: (c P, Q / c) computes the same.
+    dtype : torch.dtype
+        Floating-point type of the result.
+
+    Returns
+    -------
+    P, Q : Tensor, shape (2 d + 1, 2 d + 1)
+        P has a single 1, in its last corner; Q has the blocks -alpha I and alpha I on top.
+    """
+    check_count("d", d)
+    check_number("alpha", alpha, above=0)
+    check_number("c", c, nonzero=True)
+    P = torch.zeros(2 * d + 1, 2 * d + 1, dtype=dtype)
+    Q = torch.zeros_like(P)
+    P[-1, -1] = 1  # what travels is the TD error
+    identity = torch.eye(d, dtype=dtype)
+    Q[:d, :d] = -alpha * identity  # phi of the key meets -phi
+    Q[:d, d : 2 * d] = alpha * identity  # phi of the key meets gamma phi+
+    return c * P, Q / c
+
+
+class Stretch(NamedTuple):
+    """Overlapping prompts from one walk along each of B Markov reward processes.
+
+    Attributes
+    ----------
+    tokens : Tensor, shape (B, positions + 1, n, 2 d + 1)
+        The contexts; each starts one transition after the one before.
+    query : Tensor, shape (B, positions + 1, d)
+        Features of the state asked about: the one reached a transition after the context's last.
+    rewards : Tensor, shape (B, positions)
+        Paid on the way from each query state to the next.
+    """
+
+    tokens: Tensor
+    query: Tensor
+    rewards: Tensor
+
+
+def draw_stretch(
+    mdp: TabularMDP, phi: Tensor, n: int, positions: int, generator: torch.Generator
+) -> Stretch:
+    """Walk along B processes and cut the walk into `positions` + 1 prompts of n transitions.
+
+    Parameters
+    ----------
+    mdp : TabularMDP
+        B processes; with more than one action the policy is the uniform one.
+    phi : Tensor, shape (B, S, d)
+        Features of the states.
+    n : int
+        Transitions in a context.
+    positions : int
+        Number of pairs of neighbouring prompts; 0 for a single prompt.
+    generator : torch.Generator
+        Source of randomness.
+
+    Returns
+    -------
+    Stretch
+    """
+    check_tensors(**{"mdp.initial": (mdp.initial, "B S"), "phi": (phi, "B S d")})
+    check_count("n", n)
+    check_count("positions", positions, at_least=0)
+    start = initial_states(mdp, generator)
+    window = rollout(mdp, uniform_policy(mdp), n + 1 + positions, start, generator)
+    index = torch.arange(mdp.batch, device=phi.device).unsqueeze(1)
+    walk = phi[index, window.states]  # (B, n + 2 + positions, d)
+    tokens = sarsa_tokens(walk[:, :-1], walk[:, 1:], window.rewards, mdp.discount)
+    contexts = tokens.unfold(1, n, 1)[:, : positions + 1].mT
+    return Stretch(contexts, walk[:, n + 1 :], window.rewards[:, n + 1 :])
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What a training run depends on. The defaults of the first seven are Wang et al.'s.
+
+    Parameters
+    ----------
+    depth : int
+        Number L of layers, all with the same weights.
+    d : int
+        Number of features, drawn uniformly from (-1, 1) for every chain.
+    n_states : int
+        States of a chain.
+    n : int
+        Transitions in a context.
+    discount : float
+        The discount gamma.
+    gain, weight_decay : float
+        Of the Xavier-normal initialisation and of Adam.
+    chains : int
+        Chains that are trained on in lockstep, drawn anew for every optimiser step.
+    positions : int
+        TD errors per chain and step.
+    steps : int
+        Optimiser steps.
+    learning_rate, final : float
+        Adam's learning rate falls exponentially from `learning_rate` to `final` times that.
+    seed : int
+        Seed of everything random.
+    """
+
+    depth: int = 3
+    d: int = 4
+    n_states: int = 10
+    n: int = 30
+    discount: float = 0.9
+    gain: float = 0.1
+    weight_decay: float = 1e-6
+    chains: int = 64
+    positions: int = 16
+    steps: int = 1250
+    learning_rate: float = 1e-2
+    final: float = 0.1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("depth", "d", "n_states", "n", "chains", "positions", "steps"):
+            check_count(name, getattr(self, name))
+        check_count("seed", self.seed, at_least=0)
+        check_number("discount", self.discount, at_least=0, less_than=1)
+        check_number("weight_decay", self.weight_decay, at_least=0)
+        for name in ("gain", "learning_rate", "final"):
+            check_number(name, getattr(self, name), above=0)
+
+
+class Learned(NamedTuple):
+    """The result of training.
+
+    Attributes
+    ----------
+    P, Q : Tensor, shape (2 d + 1, 2 d + 1)
+        The learned weights.
+    losses : Tensor, shape (steps,)
+        Mean squared TD error of the predictions, step by step.
+    """
+
+    P: Tensor
+    Q: Tensor
+    losses: Tensor
+
+
+def train(settings: Settings) -> Learned:
+    """Train by multi-task TD (Wang et al., Algorithm 1): semi-gradient TD on the predictions.
+
+    Two neighbouring prompts of a walk predict the values of two states, one transition apart.
+    The squared TD error of the two predictions is minimised, the later one held fixed. No value
+    and no teacher is ever shown.
+    """
+    generator = torch.Generator().manual_seed(settings.seed)
+    size = 2 * settings.d + 1
+    P, Q = torch.empty(size, size), torch.empty(size, size)
+    for weights in (P, Q):
+        torch.nn.init.xavier_normal_(weights, gain=settings.gain, generator=generator)
+        weights.requires_grad_()
+    optimiser = torch.optim.Adam(
+        [P, Q], lr=settings.learning_rate, weight_decay=settings.weight_decay
+    )
+    schedule = torch.optim.lr_scheduler.ExponentialLR(
+        optimiser, settings.final ** (1 / settings.steps)
+    )
+    losses = torch.empty(settings.steps)
+    for step in range(settings.steps):
+        mdp = boyan_chains(
+            settings.chains, settings.n_states, settings.discount, generator=generator
+        )
+        phi = random_features(mdp.batch, mdp.n_states, settings.d, generator=generator)
+        stretch = draw_stretch(mdp, phi, settings.n, settings.positions, generator)
+        moments = gram(stretch.tokens.flatten(0, 1))
+        query = stretch.query.flatten(0, 1).unsqueeze(1)
+        values = predict(moments, query, P, Q, settings.depth).reshape(settings.chains, -1)
+        target = stretch.rewards + settings.discount * values[:, 1:].detach()
+        loss = (target - values[:, :-1]).square().mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+        losses[step] = loss.detach()
+    return Learned(P.detach(), Q.detach(), losses)
+
+
+def _padded(query: Tensor, size: int) -> Tensor:
+    """Fill queries (B, m, d) up with zeros: a transition without reward and without successor."""
+    zeros = query.new_zeros(*query.shape[:2], size - query.shape[-1])
+    return torch.cat([query, zeros], -1)
+
+
+def _check_rows(name: str, size: int, d: int) -> None:
+    if size != 2 * d + 1:
+        raise ValueError(f"{name}: expected d features with 2 d + 1 = {size}, got d = {d}")
