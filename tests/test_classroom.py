@@ -370,3 +370,8 @@ def test_nothing_earned_without_answers(graded, name):
 def test_a_submission_leaves_no_process_behind(graded):
     running = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True)
     assert "sleep 600" not in running.stdout.splitlines()
+
+
+def test_a_folder_without_notebooks_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="^submissions: expected a folder with notebooks"):
+        classroom.grade(tmp_path, tmp_path / "grades")
