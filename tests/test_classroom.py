@@ -373,5 +373,5 @@ def test_a_submission_leaves_no_process_behind(graded):
 
 
 def test_a_folder_without_notebooks_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="^submissions: expected a folder with notebooks"):
+    with pytest.raises(ValueError, match=r"^submissions: expected a folder with notebooks"):
         classroom.grade(tmp_path, tmp_path / "grades")
