@@ -24,6 +24,7 @@ from pathlib import Path
 
 import nbformat
 import notebooks
+import psutil
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -257,14 +258,20 @@ def _run(
         return _read(name, assignment, possible, results)
     except (OSError, ValueError, KeyError):
         log = place / "log"
-        said = " ".join(log.read_text(errors="replace").split()) if log.exists() else ""
-        reason = f"no result: the kernel ended before the tests ran. {said[-REASON_LIMIT:]}"
+        said = log.read_text(errors="replace").split("\n") if log.exists() else []
+        last = next((line.strip() for line in reversed(said) if line.strip()), "it said nothing")
+        reason = f"no result, the kernel ended before the tests ran: {last}"[:REASON_LIMIT]
         return Grade(name, assignment, nothing, possible, "crashed", reason)
 
 
 def _read(name: str, assignment: str, possible: dict[str, float], results: dict) -> Grade:
     """Read otter's results; a question it says nothing about earns nothing."""
     points, feedback = dict.fromkeys(possible, 0.0), {}
+    missing = possible.keys() - {test["name"] for test in results["tests"]}
+    if missing:
+        questions = ", ".join(sorted(missing))
+        reason = f"no result for {questions}: did the notebook delete files, or end early?"
+        return Grade(name, assignment, points, possible, "crashed", reason)
     for test in results["tests"]:
         question = test["name"]
         if question not in possible:
@@ -312,9 +319,16 @@ def _limits() -> None:
 
 
 def _end(process: subprocess.Popen) -> None:
-    """End a submission and everything it has started in its process group."""
+    """End a submission with all its descendants; its kernel has a process group of its own."""
+    try:
+        family = psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        family = []
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
+    for member in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.kill()
     process.wait()
 
 
