@@ -8,6 +8,7 @@ import csv
 import io
 import re
 import sys
+import zipfile
 from pathlib import Path
 
 import nbformat
@@ -66,6 +67,16 @@ def test_the_students_version_holds_no_solution_and_no_hidden_test(name, distrib
     for answer in answers:
         for line in answer.splitlines()[1:]:
             assert line.strip() in ("", "...") or line not in code(distributions[name].student)
+
+
+@every_assignment
+def test_the_archive_is_laid_out_for_gradescope(name, distributions):
+    with zipfile.ZipFile(io.BytesIO(distributions[name].archive)) as files:
+        names = set(files.namelist())
+        requirements = files.read("environment.yml").decode()
+    assert {"run_autograder", "setup.sh", "otter_config.json"} <= names
+    assert {f"tests/{question}.py" for question in hidden_tests(name)} <= names
+    assert f"icrl_lib @ git+{classroom.notebooks.repository()}" in requirements
 
 
 @every_assignment

@@ -87,7 +87,9 @@ def distribute(master: Path) -> Distribution:
         student_path = ASSIGNMENTS / master.name
         notebooks.set_address(notebook, student_path)
         for cell in notebook.cells:
-            if cell.cell_type == "code" and "# END TEST CONFIG" in cell.source:
+            if cell.source.startswith("# ASSIGNMENT CONFIG"):
+                cell.source += f'\nrequirements:\n  - "{notebooks.requirement()}"'
+            elif cell.cell_type == "code" and "# END TEST CONFIG" in cell.source:
                 head, mark, tests = cell.source.partition("# END TEST CONFIG\n")
                 cell.source = f"{head}{mark}{UNTOUCHED}{tests}"
         nbformat.write(notebook, source)

@@ -40,7 +40,12 @@ def setup_cell() -> str:
 
 def requirement() -> str:
     """Return what pip has to install for the library at its released version."""
-    return f"icrl_lib @ git+{_config()['repository']['url']}@v{_library_version()}"
+    return f"icrl_lib @ git+{repository()}@v{_library_version()}"
+
+
+def repository() -> str:
+    """Return the address of the repository."""
+    return _config()["repository"]["url"]
 
 
 def badge(path: Path) -> str:
