@@ -7,12 +7,16 @@ PORT ?= 8000
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help book serve test notebooks address assignments grade clean
+.PHONY: help book pdf serve test coverage colab bench notebooks address assignments grade clean
 
 help:
 	@echo "make book       build the book; prints the page to open"
+	@echo "make pdf        print the whole book as one PDF; needs Chromium, or Google's Chrome"
 	@echo "make serve      build it and serve it on http://127.0.0.1:$(PORT)"
 	@echo "make test       lint, test the library, every notebook and the built book"
+	@echo "make coverage   run the library's tests and say which of its lines they reach"
+	@echo "make colab      run every chapter as Colab does (ten minutes)"
+	@echo "make bench      measure speed and memory against a plain loop and the roofline; stores the result"
 	@echo "make notebooks  execute every chapter again and store its outputs (CHAPTERS=\"a.ipynb b.ipynb\" for some)"
 	@echo "make address    carry the address of the repository from _config.yml into every chapter"
 	@echo "make assignments  make students' notebooks, solutions and autograders from the masters"
@@ -32,6 +36,9 @@ book: .venv/installed
 	@.venv/bin/jupyter-book build . -W -n --keep-going --quiet || { rm -rf _build; exit 1; }
 	@echo "The book is ready: $(CURDIR)/$(HTML)"
 
+pdf: book
+	$(IN_VENV) tools/pdf.py _build/html _build/book.pdf
+
 serve: book
 	@echo "http://127.0.0.1:$(PORT) (stop with Ctrl-C)"
 	@$(IN_VENV) -m http.server $(PORT) --bind 127.0.0.1 --directory _build/html
@@ -41,6 +48,16 @@ test: .venv/installed
 	$(IN_VENV) -m ruff check .
 	$(IN_VENV) -m ruff format --check .
 	$(IN_VENV) -m pytest --nbval --nbval-cell-timeout=120 --nbval-sanitize-with tests/nbval_sanitize.cfg -n 2 --dist loadfile
+
+coverage: .venv/installed
+	$(IN_VENV) -m coverage run --source=icrl_lib -m pytest -q -n0 --ignore=tests/test_browser.py --ignore=tests/test_colab.py tests
+	$(IN_VENV) -m coverage report -m
+
+colab: .venv/installed
+	COLAB_CHAPTERS=all $(IN_VENV) -m pytest tests/test_colab.py -n 2 --dist loadfile
+
+bench: .venv/installed
+	$(IN_VENV) -m icrl_lib bench --output icrl_lib/results/bench.json
 
 notebooks: .venv/installed
 	$(IN_VENV) tools/notebooks.py run $(CHAPTERS)

@@ -1,4 +1,7 @@
-"""Command line: ``python -m icrl_lib paper`` runs the paper's experiment at full size."""
+"""Command line: ``python -m icrl_lib paper`` runs the paper's experiment at full size.
+
+``python -m icrl_lib bench`` measures what training costs on this machine.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,11 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from icrl_lib import paper
+import torch.distributed as dist
+
+from icrl_lib import bench, paper
 from icrl_lib.algorithms import ALGORITHMS
-from icrl_lib.training import TrainingConfig
+from icrl_lib.training import TrainingConfig, train
 
 EPILOG = """\
 The text of the paper leaves open whether its horizon T = 1000 counts environment steps (50 windows
@@ -21,6 +26,15 @@ once per batch by as much. The default is 1 for --frames 50 (about 10 minutes on
 for --frames 1000 (about 5 minutes; with --batch 1 it would be over 3 hours).
 
 A run that was killed goes on where it was when it is started again with the same options.
+
+Several processes, on one machine or more, share the training when torchrun starts them and they
+are told --distributed:
+
+    torchrun --nproc-per-node 2 -m icrl_lib paper --distributed --batch 512 --frames 1000
+
+Each takes its part of every batch of MDPs and gradients are added up, over gloo (or over nccl with
+--device cuda, one device a process); the result is that of one process with the same --batch, to
+within rounding. The first process writes checkpoints, between batches, and evaluates.
 """
 
 
@@ -59,9 +73,22 @@ def main(arguments: list[str] | None = None) -> None:
         metavar="FOLDER",
         help="results are written to FOLDER/ALGORITHM-T.json; default results",
     )
+    command.add_argument("--distributed", action="store_true", help="share the training; see below")
+    command.set_defaults(work=_paper)
+    measure = commands.add_parser(
+        "bench",
+        help="measure what training costs",
+        description="Measure training against a plain loop and against the limits of this machine, "
+        "on 1 core and on 2. Nothing else should run meanwhile. Takes about 8 minutes.",
+    )
+    measure.add_argument("--quick", action="store_true", help="only see whether it runs")
+    measure.add_argument(
+        "--output", type=Path, metavar="FILE", help="where to write the results as JSON"
+    )
+    measure.set_defaults(work=_bench)
     options = parser.parse_args(arguments)
     try:
-        _paper(options)
+        options.work(options)
     except ValueError as error:
         parser.exit(2, f"{parser.prog} {options.command}: {error}\n")
 
@@ -84,13 +111,38 @@ def _paper(options: argparse.Namespace) -> None:
             config = TrainingConfig.paper(name)
             config = dataclasses.replace(config, frames=frames, batch=batch, **given)
             configs[options.output / f"{name}-{frames}.json"] = config
-    for path, config in configs.items():
+    first = not options.distributed or _train_together(configs)
+    for path, config in configs.items() if first else ():
         results = paper.run(config, path, evaluation)
         returns = {name: curve["exact"]["mean"][-1] for name, curve in results["returns"].items()}
         projection = results["training"]["projection"]
         print(f"{path}: cosine {projection['cosine']:.6f}, scale {projection['c']:.3f}")
         for name, value in returns.items():
             print(f"  {name:<24}{value:8.4f}")
+
+
+def _train_together(configs: dict[Path, TrainingConfig]) -> bool:
+    """Train in all processes that torchrun started; return whether this is the first of them."""
+    # Without a name torch takes nccl for tensors on CUDA devices and gloo for the others.
+    dist.init_process_group()
+    try:
+        for path, config in configs.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            done = [path.exists()]
+            dist.broadcast_object_list(done, 0)
+            if not done[0]:
+                train(config, checkpoint=path.with_suffix(".checkpoint"), group=dist.group.WORLD)
+        return dist.get_rank() == 0
+    finally:
+        dist.destroy_process_group()
+
+
+def _bench(options: argparse.Namespace) -> None:
+    if options.output is not None and not options.output.parent.is_dir():
+        raise ValueError(f"output: expected a file in an existing folder, got {options.output}")
+    results = bench.run(bench.QUICK if options.quick else bench.Effort())
+    if options.output is not None:
+        bench.write(results, options.output)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from icrl_lib.attention import linear_self_attention
 from icrl_lib.checks import check_count, check_number, check_tensor, check_tensors
 from icrl_lib.features import random_features
 from icrl_lib.mdps import TabularMDP
-from icrl_lib.policies import Window, epsilon_greedy, explore, softmax_policy, softmax_score
+from icrl_lib.policies import Window, epsilon_greedy, explore, mean_features, softmax_policy
 
 
 class Algorithm(abc.ABC):
@@ -215,8 +215,10 @@ class ActorCritic(Algorithm):
 
     def scores(self, features: ActorCriticFeatures, parameters: Tensor, window: Window) -> Tensor:
         """Return the scores g_lambda(s_i, a_i) of the actions that were taken, (B, n, m)."""
-        table = softmax_score(features.policy, self.policy(features, parameters, epsilon=0))
-        return at_pairs(table, window.states[:, :-1], window.actions[:, :-1])
+        softmax = self.policy(features, parameters, epsilon=0)
+        states, actions = window.states[:, :-1], window.actions[:, :-1]
+        taken = at_pairs(features.policy, states, actions)
+        return taken - at_states(mean_features(features.policy, softmax), states)
 
     def tokens(self, observation: tuple) -> Tensor:
         return prompts.actor_critic_tokens(*observation)
@@ -252,7 +254,8 @@ def _linear(features: Tensor, parameters: Tensor) -> Tensor:
             f"parameters: expected the dtype of the features, {features.dtype}; "
             f"got {parameters.dtype}"
         )
-    return (features @ parameters[:, None, :, None]).squeeze(-1)
+    pairs = features.flatten(1, 2)  # (B, S A, d); a row times a matrix is faster than the converse
+    return (parameters.unsqueeze(1) @ pairs.mT).reshape(features.shape[:-1])
 
 
 def at_pairs(table: Tensor, states: Tensor, actions: Tensor) -> Tensor:
@@ -263,4 +266,5 @@ def at_pairs(table: Tensor, states: Tensor, actions: Tensor) -> Tensor:
 def at_states(table: Tensor, states: Tensor) -> Tensor:
     """Look up a table (B, S, ...) at states (B, n), shape (B, n, ...)."""
     first_row = torch.arange(table.shape[0], device=table.device).unsqueeze(1) * table.shape[1]
-    return table.flatten(0, 1)[first_row + states]
+    rows = (first_row + states).flatten()
+    return table.flatten(0, 1).index_select(0, rows).unflatten(0, states.shape)

@@ -61,13 +61,18 @@ def check_tensors(**arguments: tuple[torch.Tensor, str]) -> dict[str, int]:
 
 
 def check_tensor(name: str, value: torch.Tensor) -> None:
-    """Raise a ValueError unless `value` is a non-empty floating-point tensor of finite numbers."""
+    """Raise a ValueError unless `value` is a non-empty dense tensor of finite real numbers."""
     if not isinstance(value, torch.Tensor):
         raise ValueError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
     if not value.is_floating_point():
         raise ValueError(f"{name}: expected a floating-point tensor, got dtype {value.dtype}")
     if value.numel() == 0:
         raise ValueError(f"{name}: expected a non-empty tensor, got shape {tuple(value.shape)}")
+    if value.layout != torch.strided or value.is_meta:
+        raise ValueError(
+            f"{name}: expected a dense tensor that holds numbers, got {value.layout} on "
+            f"{value.device}"
+        )
     # One reduction settles the usual case; a sum that overflows is looked at entry by entry.
     if not math.isfinite(value.detach().sum()) and not torch.isfinite(value).all():
         raise ValueError(f"{name}: expected finite numbers, got NaN or infinity")
@@ -121,3 +126,25 @@ def check_generator(generator: torch.Generator) -> None:
             f"generator: expected a torch.Generator, got {type(generator).__name__}; "
             "make one with torch.Generator().manual_seed(0)"
         )
+
+
+def check_dtype(dtype: torch.dtype) -> None:
+    """Raise a ValueError unless `dtype` is a floating-point ``torch.dtype``."""
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ValueError(f"dtype: expected a floating-point torch.dtype, got {dtype!r}")
+
+
+def check_device(device: torch.device | str) -> None:
+    """Raise a ValueError unless tensors can be made on `device`."""
+    try:
+        torch.empty(0, device=torch.device(device))
+    except (RuntimeError, TypeError, AssertionError) as error:
+        raise ValueError(f"device: expected a device of this machine, got {device!r}") from error
+
+
+def check_instance(name: str, value: object, kind: type | tuple[type, ...]) -> None:
+    """Raise a ValueError unless `value` is of the type `kind`, or of one of several."""
+    if not isinstance(value, kind):
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        names = " or ".join(one.__name__ for one in kinds)
+        raise ValueError(f"{name}: expected {names}, got {value!r:.200}")

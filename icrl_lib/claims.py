@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from icrl_lib.checks import check_instance, check_number
+
 
 def claim(
     label: str,
@@ -40,6 +42,7 @@ def claim(
     ValueError
         If the label has no source, or the bounds do not say one thing.
     """
+    check_instance("label", label, str)
     source, colon, statement = label.partition(": ")
     if not (source and colon and statement.strip()) or "\n" in label:
         raise ValueError(f"label: expected one line 'source: statement', got {label!r}")
@@ -47,9 +50,14 @@ def claim(
         raise ValueError("equals: cannot be combined with below or above")
     if tolerance is not None and (equals is None or not tolerance >= 0):
         raise ValueError("tolerance: expected a number of at least 0, together with equals")
-    if isinstance(value, torch.Tensor):
+    for name, bound in (("below", below), ("above", above), ("equals", equals)):
+        if bound is not None:
+            check_number(name, bound)
+    if isinstance(value, torch.Tensor) and not value.is_meta:
         value = value.detach().cpu().numpy()
-    values = np.asarray(value)
+    values = np.asarray(None if isinstance(value, torch.Tensor) else value)
+    if values.dtype.kind not in "biuf":
+        raise ValueError(f"value: expected real numbers or truth values, got {value!r:.200}")
     if values.size == 0:
         raise ValueError("value: expected at least one number, got none")
 

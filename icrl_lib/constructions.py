@@ -10,7 +10,13 @@ import torch
 from torch import Tensor
 
 from icrl_lib.attention import join
-from icrl_lib.checks import check_count, check_number, check_tensors
+from icrl_lib.checks import (
+    check_count,
+    check_dtype,
+    check_instance,
+    check_number,
+    check_tensors,
+)
 from icrl_lib.prompts import Layout
 
 
@@ -38,6 +44,7 @@ def sarsa(
     check_count("d", d)
     check_number("alpha", alpha, above=0)
     check_number("c", c, nonzero=True)
+    check_dtype(dtype)
     identity = torch.eye(d, dtype=dtype)
     P12 = torch.zeros(2 * d + 1, 1 + d, dtype=dtype)
     P12[:d, 1:] = -identity  # phi meets -w
@@ -80,6 +87,7 @@ def actor_critic(
     for name, value in (("alpha", alpha), ("beta", beta)):
         check_number(name, value, above=0)
     check_number("c", c, nonzero=True)
+    check_dtype(dtype)
     identity = torch.eye(d, dtype=dtype)
     P12 = torch.zeros(2 * d + 1 + m, 1 + m + d, dtype=dtype)
     P12[:d, 1 + m :] = -identity  # phi_V meets -w
@@ -125,7 +133,9 @@ def one_head(
     ValueError
         If a slot does not exist, two slots differ in size, or the constant 1 is to be written.
     """
+    check_instance("layout", layout, Layout)
     check_number("c", c, nonzero=True)
+    check_dtype(dtype)
     token, parameter = _places(layout.token), _places(layout.parameter)
     P = torch.zeros(layout.size, layout.size, dtype=dtype)
     V = torch.zeros_like(P)
@@ -135,7 +145,11 @@ def one_head(
         ("meets", P12, meets, token, parameter),
         ("writes", V21, writes, written, token),
     ):
-        for (row, column), coefficient in pairs.items():
+        check_instance(name, pairs, Mapping)
+        for pair, coefficient in pairs.items():
+            if not isinstance(pair, tuple) or len(pair) != 2:
+                raise ValueError(f"{name}: expected pairs of slots, got {pair!r}")
+            row, column = pair
             check_number(f"{name}[{row!r}, {column!r}]", coefficient)
             for slot, known in ((row, rows), (column, columns)):
                 if slot not in known:

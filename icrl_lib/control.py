@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from icrl_lib.algorithms import Algorithm
-from icrl_lib.checks import check_count, check_tensors
+from icrl_lib.checks import check_count, check_distribution, check_instance, check_tensors
 from icrl_lib.loop import Update, interact
 from icrl_lib.mdps import TabularMDP, check_policy, expected_return
 from icrl_lib.policies import initial_states, rollout
@@ -79,6 +79,10 @@ def improve(
     Improvement
         The policies along the way.
     """
+    check_instance("algorithm", algorithm, Algorithm)
+    check_instance("mdp", mdp, TabularMDP)
+    if not callable(update):
+        raise ValueError(f"update: expected a function, got {update!r:.200}")
     for name, value in (("n_updates", n_updates), ("keep_every", keep_every), ("window", window)):
         check_count(name, value)
     state = initial_states(mdp, generator)
@@ -96,7 +100,10 @@ def improve(
 
 def exact_returns(mdp: TabularMDP, policies: Tensor) -> Tensor:
     """Compute the exact expected return of policies (K, B, S, A), shape (K, B)."""
-    check_tensors(policies=(policies, "K B S A"))
+    check_instance("mdp", mdp, TabularMDP)
+    shape = f"K {mdp.batch} {mdp.n_states} {mdp.n_actions}"
+    check_tensors(**{"mdp.initial": (mdp.initial, "B S"), "policies": (policies, shape)})
+    check_distribution("policies", policies)
     return torch.stack([expected_return(mdp, policy) for policy in policies])
 
 
@@ -126,6 +133,7 @@ def monte_carlo_return(
     Tensor, shape (B,)
         Mean over trajectories of sum_i gamma^i r_{i+1}, cut off after `length` rewards.
     """
+    check_instance("mdp", mdp, TabularMDP)
     check_policy(mdp, policy)
     check_count("episodes", episodes)
     check_count("length", length)

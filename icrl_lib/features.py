@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from icrl_lib.checks import check_count, check_generator
+from icrl_lib.checks import check_count, check_device, check_dtype, check_generator
 
 
 def random_features(
@@ -40,6 +40,7 @@ def random_features(
     for name, value in (("batch", batch), *((f"shape[{i}]", v) for i, v in enumerate(shape))):
         check_count(name, value)
     check_generator(generator)
+    check_dtype(dtype)
     features = torch.empty(batch, *shape, dtype=dtype, device=generator.device)
     return features.uniform_(-1, 1, generator=generator)
 
@@ -68,6 +69,8 @@ def one_hot_features(
     """
     for name, value in (("batch", batch), *((f"shape[{i}]", v) for i, v in enumerate(shape))):
         check_count(name, value)
+    check_dtype(dtype)
+    check_device(device)
     d = torch.Size(shape).numel()
     identity = torch.eye(d, dtype=dtype, device=device).reshape(*shape, d)
     return identity.expand(batch, *identity.shape)

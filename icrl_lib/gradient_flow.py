@@ -19,7 +19,7 @@ from torch import Tensor
 
 from icrl_lib.algorithms import Algorithm
 from icrl_lib.attention import split
-from icrl_lib.checks import check_count, check_number, check_tensors
+from icrl_lib.checks import check_count, check_instance, check_number, check_tensor, check_tensors
 from icrl_lib.loop import Update, interact
 from icrl_lib.mdps import TabularMDP
 from icrl_lib.prompts import parameter_column
@@ -54,6 +54,7 @@ class Objective:
 
     def residuals(self, P12: Tensor, V21: Tensor) -> Tensor:
         """Return V21 Sigma P12 w~ - target, shape (N, p)."""
+        self._check(P12, V21)
         return self._read(P12) @ V21.mT - self.target
 
     def loss(self, P12: Tensor, V21: Tensor) -> Tensor:
@@ -94,6 +95,7 @@ class Objective:
         Rows and columns are the entries of P12, row by row, then those of V21: side k q + p k.
         Where the loss is zero this is its Hessian.
         """
+        self._check(P12, V21)
         k, q, p = *P12.shape, len(V21)
         read = self._read(P12)  # b, the derivative by V21, (N, k)
         write = V21 @ self.sigma  # V21 Sigma, with w~ the derivative by P12, (N, p, k)
@@ -119,6 +121,21 @@ class Objective:
         matrix[: k * q, k * q :] += mixed
         matrix[k * q :, : k * q] += mixed.mT
         return matrix
+
+    def _check(self, P12: Tensor, V21: Tensor) -> None:
+        """Refuse blocks of another shape or dtype; whether they are finite is the caller's affair.
+
+        A solver that tries too long a step has to see NaN, not an error.
+        """
+        k, q, p = self.sigma.shape[1], self.column.shape[1], self.target.shape[1]
+        for name, block, shape in (("P12", P12, (k, q)), ("V21", V21, (p, k))):
+            check_instance(name, block, Tensor)
+            given = (tuple(block.shape), block.dtype, block.device)
+            expected = (shape, self.column.dtype, self.column.device)
+            if given != expected:
+                raise ValueError(
+                    f"{name}: expected shape, dtype and device {expected}, got {given}"
+                )
 
     def _read(self, P12: Tensor) -> Tensor:
         """Return Sigma P12 w~, which is b on the manifold at c = 1, shape (N, k)."""
@@ -162,7 +179,11 @@ def sample_objective(
     Objective
         N = B * frames windows.
     """
+    check_instance("algorithm", algorithm, Algorithm)
+    check_instance("mdp", mdp, TabularMDP)
     check_count("frames", frames)
+    if not (update is None or callable(update)):
+        raise ValueError(f"update: expected a function, got {update!r:.200}")
     drive = algorithm.teach if update is None else update
     loop = interact(algorithm, mdp, features, parameters, state, drive, n=n, generator=generator)
     parts = []
@@ -221,7 +242,9 @@ def flow(
     Flow
         The solution at `times`.
     """
+    check_instance("objective", objective, Objective)
     check_tensors(P12=(P12, "k q"), V21=(V21, "p k"), times=(times, "K"))
+    objective._check(P12, V21)
     check_number("tolerance", tolerance, above=0)
     if times[0] != 0 or len(times) < 2 or not (times.diff() > 0).all():
         raise ValueError("times: expected at least two increasing times, the first 0")
@@ -252,6 +275,10 @@ def flow(
 
 def imbalance(P12: Tensor, V21: Tensor) -> Tensor:
     """Return ||P12||^2 - ||V21||^2, which gradient flow conserves, over leading dimensions."""
+    for name, block in (("P12", P12), ("V21", V21)):
+        check_tensor(name, block)
+        if block.ndim < 2:
+            raise ValueError(f"{name}: expected at least 2 axes, got shape {tuple(block.shape)}")
     return P12.square().sum((-2, -1)) - V21.square().sum((-2, -1))
 
 
@@ -260,13 +287,16 @@ def predicted_scale(imbalance: float, P12_star: Tensor, V21_star: Tensor) -> flo
 
     The positive root c of c^2 ||P12*||^2 - ||V21*||^2 / c^2 = imbalance.
     """
+    check_number("imbalance", imbalance)
+    check_tensor("P12_star", P12_star)
+    check_tensor("V21_star", V21_star)
     a, b = P12_star.square().sum().item(), V21_star.square().sum().item()
     return math.sqrt((imbalance + math.sqrt(imbalance**2 + 4 * a * b)) / (2 * a))
 
 
 def tangent(c: float, P12_star: Tensor, V21_star: Tensor) -> tuple[Tensor, Tensor]:
     """Return the velocity (P12*, -V21* / c^2) of the manifold's point (c P12*, V21* / c)."""
-    check_tensors(V21_star=(V21_star, "p k"), P12_star=(P12_star, "k q"))
+    _check_star(P12_star, V21_star)
     check_number("c", c, nonzero=True)
     return P12_star, -V21_star / c**2
 
@@ -314,6 +344,7 @@ def curvature(
     An eigenvalue counts as zero if it is at most `tolerance` times the largest; rounding leaves
     about 1e-16 times the largest where zero is meant.
     """
+    check_instance("objective", objective, Objective)
     check_tensors(V21=(V21, "p k"), P12=(P12, "k q"))
     check_number("tolerance", tolerance, above=0, less_than=1)
     values, vectors = torch.linalg.eigh(objective.gauss_newton(P12, V21))
@@ -372,7 +403,9 @@ def symmetry_blocks(objective: Objective, P12: Tensor, V21: Tensor) -> dict[str,
         with w; phi, gamma phi+), d - 1 and twice d (d - 1) / 2 times, absent for d = 1. Before each
         semicolon are coordinates of P12, after it of V21, all with respect to orthonormal bases.
     """
+    check_instance("objective", objective, Objective)
     sizes = check_tensors(V21=(V21, "d k"), P12=(P12, "k q"), sigma=(objective.sigma, "N k k"))
+    objective._check(P12, V21)
     d = sizes["d"]
     if (sizes["k"], sizes["q"]) != (2 * d + 1, d + 1):
         raise ValueError(
@@ -468,11 +501,19 @@ def alignment(matrix: Tensor, P12_star: Tensor, V21_star: Tensor) -> Alignment:
         If the matrix of P12 or that of V21 is singular: then conditions 2 to 4 fail, and
         Theorem 3.2 needs no rho.
     """
-    first, second = P12_star.numel(), V21_star.numel()
+    check_tensor("P12_star", P12_star)
+    check_tensor("V21_star", V21_star)
     check_tensors(
-        matrix=(matrix, f"{first + second} {first + second}"), P12_star=(P12_star.flatten(), "a")
+        matrix=(matrix, "side side"),
+        P12_star=(P12_star.flatten(), "a"),
+        V21_star=(V21_star.flatten(), "b"),
     )
-    check_tensors(P12_star=(P12_star.flatten(), "a"), V21_star=(V21_star.flatten(), "b"))
+    first, second = P12_star.numel(), V21_star.numel()
+    if len(matrix) != first + second:
+        raise ValueError(
+            f"matrix: expected the side {first} + {second} of P12_star and V21_star, "
+            f"got {len(matrix)}"
+        )
     roots = []
     for name, part in (("P12", matrix[:first, :first]), ("V21", matrix[first:, first:])):
         values, vectors = torch.linalg.eigh(part)
@@ -583,6 +624,9 @@ def richness(
     Richness
         Exact for the sample, taken as the whole population.
     """
+    check_instance("objective", objective, Objective)
+    _check_star(P12_star, V21_star)
+    objective._check(P12_star, V21_star)
     sizes = check_tensors(V21_star=(V21_star, "d k"), P12_star=(P12_star, "k q"))
     check_tensors(
         P12_star=(P12_star, "k q"),
@@ -681,6 +725,7 @@ def guarantee(
         theorem speaks of one point or of no neighbourhood: `mu` is what it can at most guarantee,
         and `start` is 0.
     """
+    check_instance("constants", constants, Richness)
     check_count("d", d)
     check_number("alpha", alpha, above=0)
     check_number("c", c, above=0)
@@ -702,6 +747,16 @@ def guarantee(
     # c width ||P12*|| away and can be approached by twice the distance that the flow has moved.
     room = min(r, c * width * math.sqrt(2 * d + 1) / 2)
     return Guarantee(m0, M0, C_Q, r, root**2, room * root / (root + reach))
+
+
+def _check_star(P12_star: Tensor, V21_star: Tensor) -> None:
+    """Refuse what cannot be a construction: P12* is (k, 1 + p) and V21* is (p, k)."""
+    sizes = check_tensors(V21_star=(V21_star, "p k"), P12_star=(P12_star, "k q"))
+    if sizes["q"] != sizes["p"] + 1:
+        raise ValueError(
+            f"P12_star, V21_star: expected 1 + p = {sizes['p'] + 1} columns of P12_star, "
+            f"got {sizes['q']}"
+        )
 
 
 def _times(matrices: Tensor, vectors: Tensor) -> Tensor:

@@ -14,7 +14,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from icrl_lib.checks import check_count, check_generator, check_number, check_tensors
+from icrl_lib.checks import (
+    check_count,
+    check_dtype,
+    check_generator,
+    check_instance,
+    check_number,
+    check_tensors,
+)
 from icrl_lib.features import random_features
 from icrl_lib.mdps import TabularMDP
 from icrl_lib.policies import initial_states, rollout, uniform_policy
@@ -55,6 +62,7 @@ def boyan_chains(
     check_count("batch", batch)
     check_count("n_states", n_states, at_least=3)
     check_generator(generator)
+    check_dtype(dtype)
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
         numbers = torch.empty(batch, *shape, dtype=dtype, device=generator.device)
@@ -137,8 +145,10 @@ def looped_transformer(Z: Tensor, P: Tensor, Q: Tensor, depth: int, n_queries: i
 
 def read_values(Z: Tensor, n_queries: int = 1) -> Tensor:
     """Read the predicted values (B, m): minus the last entry of each query column."""
-    check_tensors(Z=(Z, "B D columns"))
+    sizes = check_tensors(Z=(Z, "B D columns"))
     check_count("n_queries", n_queries)
+    if n_queries >= sizes["columns"]:
+        raise ValueError(f"n_queries: expected fewer than {sizes['columns']}, got {n_queries}")
     return -Z[:, -1, -n_queries:]
 
 
@@ -209,6 +219,7 @@ def construction(
     check_count("d", d)
     check_number("alpha", alpha, above=0)
     check_number("c", c, nonzero=True)
+    check_dtype(dtype)
     P = torch.zeros(2 * d + 1, 2 * d + 1, dtype=dtype)
     Q = torch.zeros_like(P)
     P[-1, -1] = 1  # what travels is the TD error
@@ -258,6 +269,7 @@ def draw_stretch(
     -------
     Stretch
     """
+    check_instance("mdp", mdp, TabularMDP)
     check_tensors(**{"mdp.initial": (mdp.initial, "B S"), "phi": (phi, "B S d")})
     check_count("n", n)
     check_count("positions", positions, at_least=0)
@@ -315,8 +327,9 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("depth", "d", "n_states", "n", "chains", "positions", "steps"):
+        for name in ("depth", "d", "n", "chains", "positions", "steps"):
             check_count(name, getattr(self, name))
+        check_count("n_states", self.n_states, at_least=3)
         check_count("seed", self.seed, at_least=0)
         check_number("discount", self.discount, at_least=0, less_than=1)
         check_number("weight_decay", self.weight_decay, at_least=0)
@@ -347,6 +360,7 @@ def train(settings: Settings) -> Learned:
     The squared TD error of the two predictions is minimised, the later one held fixed. No value
     and no teacher is ever shown.
     """
+    check_instance("settings", settings, Settings)
     generator = torch.Generator().manual_seed(settings.seed)
     size = 2 * settings.d + 1
     P, Q = torch.empty(size, size), torch.empty(size, size)

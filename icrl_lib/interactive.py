@@ -97,7 +97,10 @@ class Slider:
         start: int = 0,
         names: Sequence[str] | None = None,
     ) -> None:
-        values = list(values)
+        try:
+            values = list(values)
+        except TypeError as error:
+            raise ValueError(f"values: expected a sequence, got {values!r}") from error
         if len(values) < 2:
             raise ValueError(f"values: expected at least two, got {len(values)}")
         if not callable(draw):

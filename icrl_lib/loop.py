@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from icrl_lib.algorithms import Algorithm
+from icrl_lib.checks import check_instance
 from icrl_lib.mdps import TabularMDP
-from icrl_lib.policies import rollout
+from icrl_lib.policies import Share, rollout
 
 Update = Callable[[Tensor, tuple], Tensor]
 """A map from parameters (B, p) and an observation to updated parameters (B, p)."""
@@ -47,6 +48,7 @@ def interact(
     *,
     n: int = 20,
     generator: torch.Generator,
+    share: Share | None = None,
 ) -> Iterator[Frame]:
     """Roll out n steps, update the parameters, and go on from where the window ended, for ever.
 
@@ -68,15 +70,21 @@ def interact(
         Length of a window.
     generator : torch.Generator
         Source of randomness.
+    share : Share, optional
+        Says that these agents are a part of a larger batch; see `policies.rollout`.
 
     Yields
     ------
     Frame
         One turn after the other; stop by leaving the loop.
     """
+    check_instance("algorithm", algorithm, Algorithm)
+    check_instance("mdp", mdp, TabularMDP)
+    if not callable(update):
+        raise ValueError(f"update: expected a function, got {update!r:.200}")
     while True:
         policy = algorithm.policy(features, parameters)
-        window = rollout(mdp, policy, n, state, generator)
+        window = rollout(mdp, policy, n, state, generator, share)
         observation = algorithm.observe(features, parameters, window)
         updated = update(parameters, observation)
         state = window.states[:, -1]

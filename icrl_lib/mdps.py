@@ -12,7 +12,9 @@ from torch import Tensor
 from icrl_lib.checks import (
     check_count,
     check_distribution,
+    check_dtype,
     check_generator,
+    check_instance,
     check_number,
     check_tensors,
 )
@@ -138,6 +140,7 @@ def random_mdps(
     for name, value in (("batch", batch), ("n_states", n_states), ("n_actions", n_actions)):
         check_count(name, value)
     check_generator(generator)
+    check_dtype(dtype)
 
     transition = uniform_on_simplex(
         batch, n_states, n_actions, n_states, generator=generator, dtype=dtype
@@ -153,6 +156,10 @@ def random_mdps(
 
 def uniform_on_simplex(*shape: int, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
     """Draw distributions over the last axis from Dirichlet(1, ..., 1)."""
+    for i, size in enumerate(shape):
+        check_count(f"shape[{i}]", size)
+    check_generator(generator)
+    check_dtype(dtype)
     # Independent Exponential(1) numbers divided by their sum are Dirichlet(1, ..., 1).
     numbers = torch.empty(shape, dtype=dtype, device=generator.device)
     numbers.exponential_(generator=generator)
@@ -175,6 +182,7 @@ def value_iteration(mdp: TabularMDP, tolerance: float | None = None) -> Tensor:
     Tensor, shape (B, S, A)
         Q*, the fixed point of Q(s, a) = r(s, a) + gamma sum_s' P(s' | s, a) max_b Q(s', b).
     """
+    check_instance("mdp", mdp, TabularMDP)
     rewards = mdp.expected_reward
     # An update contracts by gamma, so a change of size x leaves at most x gamma / (1 - gamma).
     remaining = mdp.discount / (1 - mdp.discount)
@@ -238,7 +246,8 @@ def expected_return(mdp: TabularMDP, policy: Tensor) -> Tensor:
     Tensor, shape (B,)
         sum_s P_0(s) v_pi(s), over an infinite horizon.
     """
-    return (mdp.initial * policy_value(mdp, policy)).sum(-1)
+    values = policy_value(mdp, policy)
+    return (mdp.initial * values).sum(-1)
 
 
 def stationary_distribution(mdp: TabularMDP, policy: Tensor) -> Tensor:
@@ -305,5 +314,8 @@ def _backup(mdp: TabularMDP, values: Tensor) -> Tensor:
 
 def check_policy(mdp: TabularMDP, policy: Tensor) -> None:
     """Raise a ValueError unless `policy` holds action probabilities (B, S, A) for `mdp`."""
-    check_tensors(**{"mdp.transition": (mdp.transition, "B S A S"), "policy": (policy, "B S A")})
+    check_instance("mdp", mdp, TabularMDP)
+    # The MDPs were looked through when they were made; `initial` stands for their dtype and device.
+    shape = f"{mdp.batch} {mdp.n_states} {mdp.n_actions}"
+    check_tensors(**{"mdp.initial": (mdp.initial, "B S"), "policy": (policy, shape)})
     check_distribution("policy", policy)

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from icrl_lib import __version__
 from icrl_lib.attention import join, split
+from icrl_lib.checks import check_count, check_instance
 from icrl_lib.control import exact_returns, improve, monte_carlo_return
 from icrl_lib.mdps import TabularMDP, expected_return, greedy_policy, value_iteration
 from icrl_lib.policies import uniform_policy
@@ -49,6 +50,10 @@ class Evaluation:
     every: int = 10
     episodes: int = 32
     length: int = 50
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            check_count(name, value)
 
 
 def run(
@@ -84,6 +89,8 @@ def run(
     ValueError
         If `path` or its checkpoint belongs to another configuration.
     """
+    check_instance("path", path, (str, os.PathLike))
+    check_instance("evaluation", evaluation, Evaluation)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     checkpoint = path.with_suffix(".checkpoint")
@@ -110,6 +117,7 @@ def run(
 
 def describe(config: TrainingConfig) -> dict[str, Any]:
     """Return a configuration as numbers, strings and mappings."""
+    check_instance("config", config, TrainingConfig)
     algorithm = {"name": config.algorithm.name, **vars(config.algorithm)}
     return {**vars(config), "algorithm": algorithm}
 
@@ -129,8 +137,11 @@ def stored(name: str) -> dict[str, Any]:
 
 def weights(results: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     """Return P and V, each (D, D), of results that `run` wrote or `stored` read."""
-    dtype = getattr(torch, results["config"]["dtype"])
-    blocks = (torch.tensor(results["training"][name], dtype=dtype) for name in ("P12", "V21"))
+    try:
+        dtype = getattr(torch, results["config"]["dtype"])
+        blocks = [torch.tensor(results["training"][name], dtype=dtype) for name in ("P12", "V21")]
+    except (KeyError, TypeError) as error:
+        raise ValueError("results: expected what `run` wrote, training included") from error
     return join(*blocks)
 
 

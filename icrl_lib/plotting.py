@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Rectangle
 from torch import Tensor
 
-from icrl_lib.mdps import TabularMDP
+from icrl_lib.checks import check_count, check_instance, check_number, check_tensors
+from icrl_lib.mdps import TabularMDP, check_policy
 from icrl_lib.prompts import Layout
 
 ROLES: dict[str, dict[str, str]] = {
@@ -102,6 +103,11 @@ def block_matrix(
     Axes
         With the image as ``ax.images[0]``.
     """
+    sizes = check_tensors(matrix=(matrix, "rows columns"))
+    for name, given in (("rows", rows), ("columns", columns)):
+        _check_slots(name, given, sizes[name])
+    if limit is not None:
+        check_number("limit", limit, above=0)
     if ax is None:
         ax = plt.figure(figsize=(4.4, 4.0)).add_subplot()
     values = matrix.detach().cpu().numpy()
@@ -129,6 +135,8 @@ def weights(
     P: Tensor, V: Tensor, layout: Layout, *, names: tuple[str, str] = ("$P$", "$V$")
 ) -> Figure:
     """Draw P and V side by side, slots named, the blocks that are never read hatched (Fig. 2)."""
+    check_instance("layout", layout, Layout)
+    check_tensors(P=(P, f"{layout.size} {layout.size}"), V=(V, f"{layout.size} {layout.size}"))
     slots = (*layout.token, *layout.parameter)
     k, size = layout.n_token, layout.size
     unread_p = [(slice(0, size), slice(0, k))]
@@ -143,7 +151,8 @@ def weights(
 
 def prompt(H: Tensor, layout: Layout, *, title: str = "", ax: Axes | None = None) -> Axes:
     """Draw a prompt H (D, n + 1): tokens on the left, the parameter column at the right."""
-    n = H.shape[1] - 1
+    check_instance("layout", layout, Layout)
+    n = check_tensors(H=(H, f"{layout.size} columns"))["columns"] - 1
     if ax is None:
         ax = plt.figure(figsize=(6.4, 4.2)).add_subplot()
     rows = (*layout.token, *layout.parameter)
@@ -163,6 +172,17 @@ def losses(
     steps: Tensor, values: Tensor, *, label: str | None = None, smooth: int = 1, ax: Axes
 ) -> Axes:
     """Draw a training loss on a logarithmic scale (Fig. 4), averaged over `smooth` entries."""
+    check_count("smooth", smooth)
+    for name, series in (("values", values), ("steps", steps)):
+        check_instance(name, series, Tensor)
+        if series.ndim != 1 or series.is_meta or series.shape != values.shape:
+            raise ValueError(
+                f"{name}: expected one number for each loss, got shape {tuple(series.shape)}"
+            )
+    if not values.is_floating_point() or values.is_sparse:
+        raise ValueError(f"values: expected a dense floating-point tensor, got {values.dtype}")
+    if len(values) < smooth:
+        raise ValueError(f"values, smooth: expected {smooth} losses or more, got {len(values)}")
     whole = len(values) // smooth * smooth
     mean = values[:whole].reshape(-1, smooth).mean(-1).cpu().numpy()
     ax.semilogy(steps[:whole].reshape(-1, smooth)[:, -1].cpu().numpy(), mean, label=label)
@@ -196,6 +216,22 @@ def returns(
     -------
     Axes
     """
+    check_instance("curves", curves, Mapping)
+    if not curves:
+        raise ValueError("curves: expected at least one, got none")
+    for name, curve in curves.items():
+        check_instance(f"curves[{name!r}]", curve, (tuple, list))
+        shapes = [series.shape for series in curve if isinstance(series, Tensor)]
+        if len(shapes) != 2 or [*map(len, shapes)] != [1, 2] or shapes[0][0] != shapes[1][0]:
+            raise ValueError(
+                f"curves[{name!r}]: expected numbers of updates (K,) and returns (K, B), "
+                f"got {curve!r:.200}"
+            )
+    check_instance("band", band, tuple)
+    if len(band) != 2:
+        raise ValueError(f"band: expected two quantiles, got {band!r}")
+    check_number("band[0]", band[0], at_least=0, at_most=1)
+    check_number("band[1]", band[1], at_least=band[0], at_most=1)
     if ax is None:
         ax = plt.figure().add_subplot()
     for name, (updates, values) in curves.items():
@@ -278,6 +314,13 @@ def mdp_graph(
     -------
     Figure
     """
+    check_instance("mdp", mdp, TabularMDP)
+    check_policy(mdp, policy)
+    check_tensors(**{"mdp.initial": (mdp.initial, "B S"), "values": (values, "B S")})
+    check_count("index", index, at_least=0)
+    if index >= mdp.batch:
+        raise ValueError(f"index: expected an integer below {mdp.batch}, got {index}")
+    check_number("threshold", threshold, at_least=0, at_most=1)
     actions = policy[index].argmax(-1).tolist()
     chosen = mdp.transition[index, range(mdp.n_states), actions].cpu().numpy()  # (S, S)
     v = values[index].cpu().numpy()
@@ -305,6 +348,17 @@ def mdp_graph(
         ax.text(x, y, f"{v[s]:.2f}", color=ink, fontsize=10, **label)
         ax.text(1.36 * x, 1.3 * y, f"$s={s}$\n$a^\\star={actions[s]}$", fontsize=9, **label)
     return figure
+
+
+def _check_slots(name: str, slots: Sequence[tuple[str, int]], size: int) -> None:
+    check_instance(name, slots, Sequence)
+    for slot in slots:
+        if not isinstance(slot, tuple) or len(slot) != 2 or not isinstance(slot[0], str):
+            raise ValueError(f"{name}: expected pairs of a name and a size, got {slot!r}")
+        check_count(f"{name}[{slot[0]!r}]", slot[1])
+    total = sum(size for _, size in slots)
+    if total != size:
+        raise ValueError(f"{name}: expected slots of {size} entries in all, got {total}")
 
 
 def _slot_ticks(slots: Sequence[tuple[str, int]]) -> tuple[list[float], list[str]]:

@@ -7,7 +7,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from icrl_lib.checks import check_count, check_generator, check_number, check_tensors
+from icrl_lib.checks import (
+    check_count,
+    check_generator,
+    check_instance,
+    check_number,
+    check_tensors,
+)
 from icrl_lib.mdps import (
     TabularMDP,
     check_policy,
@@ -15,6 +21,27 @@ from icrl_lib.mdps import (
     greedy_policy,
     uniform_on_simplex,
 )
+
+
+class Share(NamedTuple):
+    """The part of a batch of MDPs that one of several processes works on.
+
+    Attributes
+    ----------
+    batch : int
+        Number of MDPs in the whole batch.
+    part : slice
+        Which of them are worked on.
+    """
+
+    batch: int
+    part: slice
+
+    def uniform(self, mdp: TabularMDP, n: int, generator: torch.Generator) -> Tensor:
+        """Draw numbers for the whole batch and return those of this part, shape (n, B)."""
+        like = mdp.transition
+        numbers = torch.empty(n, self.batch, dtype=like.dtype, device=like.device)
+        return numbers.uniform_(generator=generator)[:, self.part].contiguous()
 
 
 class Window(NamedTuple):
@@ -40,11 +67,13 @@ class Window(NamedTuple):
 
 def uniform_policy(mdp: TabularMDP) -> Tensor:
     """Return the uniform random policy, shape (B, S, A)."""
+    check_instance("mdp", mdp, TabularMDP)
     return torch.full_like(mdp.expected_reward, 1 / mdp.n_actions)
 
 
 def random_policy(mdp: TabularMDP, generator: torch.Generator) -> Tensor:
     """Draw a policy (B, S, A) whose rows are uniform on the simplex, Dirichlet(1, ..., 1)."""
+    check_instance("mdp", mdp, TabularMDP)
     check_generator(generator)
     shape, dtype = (mdp.batch, mdp.n_states, mdp.n_actions), mdp.transition.dtype
     return uniform_on_simplex(*shape, generator=generator, dtype=dtype)
@@ -68,7 +97,8 @@ def epsilon_greedy(q: Tensor, epsilon: float) -> Tensor:
 def softmax_policy(preferences: Tensor) -> Tensor:
     """Return the softmax policy of preferences (B, S, A), shape (B, S, A)."""
     check_tensors(preferences=(preferences, "B S A"))
-    return preferences.softmax(-1)
+    # Over a short last axis torch's softmax takes ten times as long as over a leading one.
+    return preferences.movedim(-1, 0).softmax(0).movedim(0, -1)
 
 
 def softmax_score(phi: Tensor, policy: Tensor) -> Tensor:
@@ -86,18 +116,29 @@ def softmax_score(phi: Tensor, policy: Tensor) -> Tensor:
     Tensor, shape (B, S, A, m)
         g(s, a) = phi(s, a) - sum_b pi(b | s) phi(s, b), defined below eq. (3).
     """
+    return phi - mean_features(phi, policy).unsqueeze(-2)
+
+
+def mean_features(phi: Tensor, policy: Tensor) -> Tensor:
+    """Average features (B, S, A, m) over the actions of a policy (B, S, A), shape (B, S, m)."""
     check_tensors(phi=(phi, "B S A m"), policy=(policy, "B S A"))
-    return phi - (policy.unsqueeze(-2) @ phi)  # (B, S, 1, A) @ (B, S, A, m)
+    return (policy.unsqueeze(-1) * phi).sum(-2)
 
 
 def initial_states(mdp: TabularMDP, generator: torch.Generator) -> Tensor:
     """Draw one first state for each MDP from its initial distribution, int64, shape (B,)."""
+    check_instance("mdp", mdp, TabularMDP)
     check_generator(generator)
     return _draw(cumulative(mdp.initial), _uniform(mdp, 1, generator)[0])
 
 
 def rollout(
-    mdp: TabularMDP, policy: Tensor, n: int, state: Tensor, generator: torch.Generator
+    mdp: TabularMDP,
+    policy: Tensor,
+    n: int,
+    state: Tensor,
+    generator: torch.Generator,
+    share: Share | None = None,
 ) -> Window:
     """Follow a policy for n steps in every MDP of the batch.
 
@@ -113,6 +154,9 @@ def rollout(
         The states to start from.
     generator : torch.Generator
         Source of randomness.
+    share : Share, optional
+        Says that the B MDPs are a part of a larger batch; random numbers are then drawn for all
+        of it, and the trajectories are those that the MDPs would have in the whole.
 
     Returns
     -------
@@ -125,32 +169,45 @@ def rollout(
     batch, n_states, n_actions = mdp.batch, mdp.n_states, mdp.n_actions
     if not isinstance(state, Tensor) or state.dtype != torch.int64 or state.shape != (batch,):
         raise ValueError(f"state: expected an int64 tensor of shape ({batch},), got {state!r}")
+    if state.device != mdp.transition.device:
+        raise ValueError(f"state: expected {mdp.transition.device}, got {state.device}")
     if state.min() < 0 or state.max() >= n_states:
         raise ValueError(f"state: expected states from 0 to {n_states - 1}, got {state!r}")
 
-    # Tables with one row per (MDP, state) and per (MDP, state, action): a step is two row look-ups.
-    action_table = cumulative(policy).flatten(0, 1)  # (B S, A)
-    state_table = mdp.cumulative_transition.flatten(0, 2)  # (B S A, S)
-    for_actions = _uniform(mdp, n + 1, generator)
-    for_states = _uniform(mdp, n, generator)
+    # Tables with one row per (MDP, state) and per (MDP, state, action). A step looks up two rows
+    # and writes where it was told to: in a batch of hundreds, allocating would take the most time.
+    action_table = cumulative(policy.detach()).flatten(0, 1)  # (B S, A)
+    state_table = mdp.cumulative_transition.detach().flatten(0, 2)  # (B S A, S)
+    uniform = _uniform if share is None else share.uniform
+    for_actions = uniform(mdp, n + 1, generator).unbind()
+    for_states = uniform(mdp, n, generator).unbind()
+    states, actions = state.new_empty(2, n + 1, batch)
+    action_rows = policy.new_empty(batch, n_actions)
+    state_rows = policy.new_empty(batch, n_states)
     first_row = torch.arange(batch, device=state.device) * n_states
-    states, actions, pairs = [state], [], []
-    for i in range(n + 1):
-        row = first_row + states[-1]
-        actions.append(_draw(action_table[row], for_actions[i]))
-        if i < n:
-            pairs.append(row * n_actions + actions[-1])
-            states.append(_draw(state_table[pairs[-1]], for_states[i]))
-    states = torch.stack(states, 1)
+    pair = torch.empty_like(first_row)
+    states[0] = state
+    row = first_row + state
+    for i, (s, a) in enumerate(zip(states[1:], actions, strict=False)):
+        torch.index_select(action_table, 0, row, out=action_rows)
+        _draw(action_rows, for_actions[i], out=a)
+        torch.add(a, row, alpha=n_actions, out=pair)
+        torch.index_select(state_table, 0, pair, out=state_rows)
+        _draw(state_rows, for_states[i], out=s)
+        torch.add(first_row, s, out=row)
+    _draw(action_table[row], for_actions[n], out=actions[n])
+    states, actions = states.T.contiguous(), actions.T.contiguous()
     mdp_index = torch.arange(batch, device=state.device).unsqueeze(1)
-    actions = torch.stack(actions, 1)
     rewards = mdp.reward[mdp_index, states[:, :-1], actions[:, :-1], states[:, 1:]]
     return Window(states, actions, rewards, mdp.discount)
 
 
-def _draw(table: Tensor, uniform: Tensor) -> Tensor:
+def _draw(table: Tensor, uniform: Tensor, out: Tensor | None = None) -> Tensor:
     """Draw one outcome per row: table (B, K) of running sums, uniform (B,) -> int64 (B,)."""
-    return (uniform.unsqueeze(-1) >= table[:, :-1]).sum(-1)
+    out = uniform.new_empty(len(uniform), dtype=torch.int64) if out is None else out
+    values, found = uniform.unsqueeze(-1), out.unsqueeze(-1)
+    torch.searchsorted(table.contiguous(), values, right=True, out=found)  # how many are <= u
+    return out
 
 
 def _uniform(mdp: TabularMDP, n: int, generator: torch.Generator) -> Tensor:

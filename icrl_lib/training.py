@@ -13,16 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
 from icrl_lib.algorithms import ALGORITHMS, Algorithm
 from icrl_lib.attention import join, reduced_update
-from icrl_lib.checks import check_count, check_number
+from icrl_lib.checks import check_count, check_instance, check_number
 from icrl_lib.constructions import Projection, project
 from icrl_lib.loop import Frame, interact
 from icrl_lib.mdps import REWARD_ARGUMENTS, TabularMDP, random_mdps
-from icrl_lib.policies import initial_states
+from icrl_lib.policies import Share, initial_states
 
 MAX_RECORDED_LOSSES = 10_000
 """A longer run records means of consecutive losses, so that its memory does not grow."""
@@ -171,6 +172,7 @@ def train(
     progress: bool | None = None,
     checkpoint: str | os.PathLike | None = None,
     checkpoint_every: float = 20.0,
+    group: dist.ProcessGroup | None = None,
 ) -> Run:
     """Train a block to mimic its teacher (Algorithms 1 and 2, loss of eq. 6).
 
@@ -180,6 +182,17 @@ def train(
 
     Only P12 and V21 are computed with: by Proposition 3.1 every other block either receives no
     gradient or stays at the zero it starts from.
+
+    Several processes can share the work: each calls `train` with the same configuration and the
+    group that ``torch.distributed.init_process_group`` made ("gloo", or "nccl" with a CUDA device
+    each), for example under ``torchrun --nproc-per-node 2 -m icrl_lib paper --distributed``. Each
+    takes its part of every batch of MDPs, the gradients of the parts are added up, and all take
+    the same optimiser step. All of them draw all random numbers and use their own, so the MDPs,
+    features and trajectories are those of a single process, and what differs is the order in which
+    the gradients of a batch are summed: the result is that of one process to within rounding, and
+    the same bits for the same number of processes. The first process alone writes the checkpoint,
+    between batches of MDPs; it can be taken up by any number of processes, or by one without a
+    group.
 
     Parameters
     ----------
@@ -192,6 +205,8 @@ def train(
         which a killed run goes on, with the same result to the bit. It stays when the run is done.
     checkpoint_every : float
         Seconds between checkpoints.
+    group : ProcessGroup, optional
+        The processes that share the work, such as ``torch.distributed.group.WORLD``.
 
     Returns
     -------
@@ -202,16 +217,21 @@ def train(
     ------
     ValueError
         If `checkpoint` exists and belongs to another configuration or is no checkpoint, or its
-        folder does not exist.
+        folder does not exist, or the batch would not fit into memory.
     """
+    check_instance("config", config, TrainingConfig)
+    if checkpoint is not None:
+        check_instance("checkpoint", checkpoint, (str, os.PathLike))
     check_number("checkpoint_every", checkpoint_every, at_least=0)
+    if group is not None and not isinstance(group, dist.ProcessGroup):
+        raise ValueError(f"group: expected a process group of torch.distributed, got {group!r}")
+    check_memory(config)
     started = time.perf_counter()
-    trainer = _Trainer(config)
+    trainer = _Trainer(config, group)
     path = None if checkpoint is None else Path(checkpoint)
     if path is not None and not path.parent.is_dir():
         raise ValueError(f"checkpoint: expected a file in an existing folder, got {path}")
-    if path is not None and path.exists():
-        trainer.load(path)
+    trainer.load(path)
     seconds_before = trainer.seconds
     saved = started
     bar = tqdm(
@@ -220,25 +240,67 @@ def train(
         desc=config.algorithm.name,
         unit=" windows",
         unit_scale=True,
-        disable=None if progress is None else not progress,
+        disable=trainer.rank > 0 or (None if progress is None else not progress),
     )
     with bar:
         for windows in trainer.work():
             bar.update(windows)
             now = time.perf_counter()
-            if now - saved > checkpoint_every or trainer.windows == config.windows:
+            due = now - saved > checkpoint_every and trainer.may_save
+            if due or trainer.windows == config.windows:
                 saved = now
                 trainer.seconds = seconds_before + now - started
                 bar.set_postfix(loss=f"{trainer.last_loss:.1e}")
-                if path is not None:
+                if path is not None and trainer.rank == 0:
                     trainer.save(path)
     return trainer.result()
+
+
+def check_memory(config: TrainingConfig) -> None:
+    """Raise a ValueError if what one optimiser step works on would not fit into memory.
+
+    The estimate counts the tensors that are alive at the peak, in a step or while a batch of MDPs
+    is drawn; it does not depend on the number of frames or of MDPs.
+    """
+    needed, available = memory_needed(config), _memory_available(config.device)
+    if needed > available:
+        raise ValueError(
+            f"batch: expected sizes that fit into memory; {config.batch} MDPs with "
+            f"{config.n_states} states and {config.n_actions} actions, windows of {config.window} "
+            f"and tokens of {config.algorithm.layout.n_token} need about {needed / 2**30:.1f} GiB "
+            f"of {available / 2**30:.1f} GiB; a smaller batch needs less"
+        )
+
+
+def memory_needed(config: TrainingConfig) -> int:
+    """Estimate, from above, the bytes that training works on at its peak."""
+    check_instance("config", config, TrainingConfig)
+    layout = config.algorithm.layout
+    token, column = layout.n_token, layout.n_parameter
+    pairs = config.n_states * config.n_actions
+    # P(s' | s, a), its running sums and rewards; features; tokens and what they are made of.
+    mdp = pairs * (3 * config.n_states + 2 * column)
+    window = config.window * (4 * token + 8)
+    # P12 and V21 with gradient, Adam's two moments and what a step holds; P and V at the end.
+    weights = 12 * token * column + 2 * layout.size**2
+    batch = min(config.batch, config.n_mdps)
+    return (batch * (mdp + window) + weights) * getattr(torch, config.dtype).itemsize
+
+
+def _memory_available(device: str) -> int:
+    if torch.device(device).type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError):  # no such question on this system
+        return 2**63
 
 
 def draw_situation(
     config: TrainingConfig, batch: int, generator: torch.Generator
 ) -> tuple[TabularMDP, Any, Tensor, Tensor]:
     """Draw MDPs, their features, parameters (B, p) and states (B,) for B = `batch` new agents."""
+    check_instance("config", config, TrainingConfig)
     dtype = getattr(torch, config.dtype)
     mdp = random_mdps(
         batch,
@@ -275,6 +337,7 @@ def held_out_error(
         Sum of ||block - teacher||^2 over the sum of ||teacher - parameters||^2, all windows
         together: 0 is perfect, 1 is as bad as not updating.
     """
+    check_instance("config", config, TrainingConfig)
     algorithm = config.algorithm
     situation = draw_situation(config, config.n_mdps, generator)
     loop = interact(algorithm, *situation, algorithm.teach, n=config.window, generator=generator)
@@ -294,8 +357,10 @@ class _Trainer:
         "position",
     )  # fmt: skip
 
-    def __init__(self, config: TrainingConfig) -> None:
+    def __init__(self, config: TrainingConfig, group: dist.ProcessGroup | None = None) -> None:
         self.config = config
+        self.group = group
+        self.rank, self.world = (0, 1) if group is None else (group.rank(), group.size())
         self.dtype = getattr(torch, config.dtype)
         self.generator = torch.Generator(config.device).manual_seed(config.seed)
         layout = config.algorithm.layout
@@ -319,12 +384,36 @@ class _Trainer:
         return block.requires_grad_()
 
     @property
+    def blocks(self) -> tuple[Tensor, Tensor]:
+        return self.P12, self.V21
+
+    @property
     def windows(self) -> int:
         return self.mdps_done * self.config.frames + self.frames_done * self.batch
 
     @property
     def batch(self) -> int:
         return min(self.config.batch, self.config.n_mdps - self.mdps_done)
+
+    @property
+    def share(self) -> Share | None:
+        """Return this process's part of the batch at hand; None if it has all of it."""
+        if self.group is None:
+            return None
+        first, last = (self.batch * rank // self.world for rank in (self.rank, self.rank + 1))
+        # Where there are more processes than MDPs, some compute the first one, for nothing.
+        return Share(self.batch, slice(first, last) if first < last else slice(0, 1))
+
+    @property
+    def weight(self) -> float:
+        """Return the part of the batch at hand that this process stands for."""
+        first, last = (self.batch * rank // self.world for rank in (self.rank, self.rank + 1))
+        return (last - first) / self.batch
+
+    @property
+    def may_save(self) -> bool:
+        """Between batches, where all processes are in the same state, or whenever there is one."""
+        return self.group is None or self.frames_done == 0
 
     @property
     def last_loss(self) -> float:
@@ -352,7 +441,7 @@ class _Trainer:
 
     def _batch_of_mdps(self) -> Iterator[Frame]:
         """Interact, under the teacher's parameters, with the batch of MDPs at hand."""
-        config, generator = self.config, self.generator
+        config, generator, share = self.config, self.generator, self.share
         if self.position is None:
             situation = draw_situation(config, self.batch, generator)
         else:  # resumed in the middle: draw the same MDPs again, then go on from where it stopped
@@ -361,9 +450,16 @@ class _Trainer:
             mdp, features, *_ = draw_situation(config, self.batch, generator)
             generator.set_state(now)
             situation = (mdp, features, *self.position)
+        if share is not None:
+            situation = tuple(_part(drawn, share.part) for drawn in situation)
         algorithm = config.algorithm
         loop = interact(
-            algorithm, *situation, algorithm.teach, n=config.window, generator=generator
+            algorithm,
+            *situation,
+            algorithm.teach,
+            n=config.window,
+            generator=generator,
+            share=share,
         )
         return islice(loop, config.frames - self.frames_done)
 
@@ -373,13 +469,24 @@ class _Trainer:
         loss = 0.5 * (student - frame.updated).square().sum(-1).mean()
         self.optimiser.zero_grad()
         loss.backward()
+        loss = loss.detach()
+        if self.group is not None:
+            self._add_up(loss, self.P12.grad, self.V21.grad)
         self.optimiser.step()
-        self.pending += loss.detach()
+        self.pending += loss
         self.steps += 1
         if self.steps % self.loss_every == 0 or self.steps == self.config.steps:
             count = (self.steps - 1) % self.loss_every + 1
             self.losses.append(self.pending.item() / count)
             self.pending.zero_()
+
+    def _add_up(self, *means: Tensor) -> None:
+        """Replace means over this process's part of the batch by means over all of it."""
+        together = torch.cat([mean.flatten() for mean in means]) * self.weight
+        dist.all_reduce(together, group=self.group)
+        parts = together.split([mean.numel() for mean in means])
+        for mean, part in zip(means, parts, strict=True):
+            mean.copy_(part.view_as(mean))
 
     def result(self) -> Run:
         P, V = join(self.P12.detach(), self.V21.detach())
@@ -397,8 +504,32 @@ class _Trainer:
         torch.save(state, beside)
         os.replace(beside, path)
 
-    def load(self, path: Path) -> None:
-        """Take up the state that `save` wrote."""
+    def load(self, path: Path | None) -> None:
+        """Take up the state that `save` wrote, if there is one; the first process reads it."""
+        state, problem = None, None
+        if path is not None and path.exists() and self.rank == 0:
+            try:
+                state = self._read(path)
+            except ValueError as error:
+                problem = str(error)
+        if self.group is not None:  # all go on together, or refuse together
+            said = [state, problem]
+            dist.broadcast_object_list(said, dist.get_global_rank(self.group, 0), self.group)
+            state, problem = said
+        if problem is not None:
+            raise ValueError(problem)
+        if state is None:
+            return
+        for name in self._SAVED:
+            setattr(self, name, state[name])
+        with torch.no_grad():
+            self.P12.copy_(state["P12"])
+            self.V21.copy_(state["V21"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.generator.set_state(state["generator"].cpu())
+        self.batch_start = self.batch_start.cpu()
+
+    def _read(self, path: Path) -> dict[str, Any]:
         try:
             state = torch.load(path, weights_only=True, map_location=self.config.device)
         except (pickle.UnpicklingError, RuntimeError) as error:
@@ -408,11 +539,11 @@ class _Trainer:
                 f"checkpoint: expected {path} to belong to this configuration,\n"
                 f"  {self.config!r}\nbut it belongs to\n  {state['config']}"
             )
-        for name in self._SAVED:
-            setattr(self, name, state[name])
-        with torch.no_grad():
-            self.P12.copy_(state["P12"])
-            self.V21.copy_(state["V21"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.generator.set_state(state["generator"].cpu())
-        self.batch_start = self.batch_start.cpu()
+        return state
+
+
+def _part(drawn: Any, part: slice) -> Any:
+    """Return some MDPs of a batch, of its features or of its tensors."""
+    if isinstance(drawn, tuple):
+        return type(drawn)(*(tensor[part] for tensor in drawn))
+    return drawn[part]

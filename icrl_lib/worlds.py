@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from icrl_lib.checks import check_count, check_tensors
+from icrl_lib.checks import check_count, check_dtype, check_instance, check_tensors
 from icrl_lib.mdps import TabularMDP, cumulative
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ def from_gymnasium(
     ValueError
         If the environment has no table, or one that does not tell what its steps do.
     """
+    check_dtype(dtype)
     if isinstance(environment, str):
         environment = _gymnasium().make(environment, **options)
     elif options:
@@ -119,6 +120,7 @@ def restarting(mdp: TabularMDP) -> TabularMDP:
     ValueError
         If the last state is not terminal.
     """
+    check_instance("mdp", mdp, TabularMDP)
     stays, pays = mdp.transition[:, -1, :, -1], mdp.reward[:, -1, :, -1]
     if not ((stays == 1).all() and (pays == 0).all()):
         raise ValueError("mdp: expected a last state that leads to itself with reward 0")
@@ -170,11 +172,13 @@ def to_gymnasium(mdp: TabularMDP, *, index: int = 0, terminal: int | None = None
     ValueError
         If `index` or `terminal` does not exist.
     """
+    check_instance("mdp", mdp, TabularMDP)
     for name, value, size in (("index", index, mdp.batch), ("terminal", terminal, mdp.n_states)):
-        if value is not None:
-            check_count(name, value, at_least=0)
-            if value >= size:
-                raise ValueError(f"{name}: expected an integer below {size}, got {value!r}")
+        if name == "terminal" and value is None:
+            continue
+        check_count(name, value, at_least=0)
+        if value >= size:
+            raise ValueError(f"{name}: expected an integer below {size}, got {value!r}")
     return _tabular_env()(mdp, index, terminal)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import html.parser
 import importlib
 import re
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -126,17 +125,6 @@ def test_every_claim_of_the_ledger_was_executed(path):
         marks = len(re.findall(r"^✓", printed, re.MULTILINE))
         assert (marks > 0) == bool(re.search(r"\bclaim\(", cell.source)), cell.source
         assert marks == len(book_pages.CLAIM.findall(printed)), printed
-
-
-@pytest.fixture(scope="session")
-def site(tmp_path_factory) -> Path:
-    """Build the book from nothing, warnings as errors, every reference checked."""
-    out = tmp_path_factory.mktemp("site")
-    program = Path(sys.executable).with_name("jupyter-book")
-    command = [program, "build", ".", "-W", "-n", "--keep-going", "--path-output", out]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
-    return out / "_build" / "html"
 
 
 class Page(html.parser.HTMLParser):

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -547,6 +548,38 @@ def test_a_file_that_is_no_checkpoint_is_refused(tmp_path):
     path.write_text("nothing of the kind")
     with pytest.raises(ValueError, match=r"^checkpoint: expected a checkpoint"):
         train(config, checkpoint=path)
+
+
+@pytest.mark.parametrize(
+    "size", [{"batch": 10**9, "n_mdps": 10**9}, {"n_states": 10**6}, {"window": 10**11}]
+)
+def test_what_would_not_fit_into_memory_is_refused_at_once(size):
+    """Terabytes; a trial would end in the system's ending the process."""
+    with pytest.raises(ValueError, match=r"^batch: expected sizes that fit into memory;"):
+        train(config(ALGOS["sarsa"], **size))
+
+
+def test_as_many_features_as_would_not_fit_are_refused():
+    with pytest.raises(ValueError, match=r"^batch: expected sizes that fit into memory;"):
+        train(TrainingConfig(SARSA(d=10**6)))
+
+
+@pytest.mark.parametrize(("spare", "refused"), [(0, False), (-1, True)])
+def test_memory_is_refused_exactly_when_too_little_is_there(monkeypatch, spare, refused):
+    settings = config(ALGOS["sarsa"])
+    needed = training.memory_needed(settings)
+    monkeypatch.setattr(training, "_memory_available", lambda device: needed + spare)
+    outcome = pytest.raises(ValueError, match=r"^batch:") if refused else nullcontext()
+    with outcome:
+        train(settings)
+
+
+@pytest.mark.parametrize("change", [{"frames": 10**6}, {"n_mdps": 10**6}])
+def test_the_memory_that_is_needed_depends_on_neither_frames_nor_mdps(change):
+    settings = config(ALGOS["sarsa"])
+    assert training.memory_needed(dataclasses.replace(settings, **change)) == (
+        training.memory_needed(settings)
+    )
 
 
 def test_an_unknown_device_is_refused():

@@ -1,11 +1,12 @@
-"""What the book's build adds to its pages: tables collected from the chapters, and local maths."""
+"""What the book's build adds to its pages: tables from the chapters, local maths, mended markup."""
 
 from __future__ import annotations
 
 import importlib.util
 import re
+import shutil
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import nbformat
 from docutils import nodes
@@ -112,15 +113,76 @@ class ClaimLedger(ChapterTable):
         return sorted(rows, key=lambda row: item_order(row[0]))
 
 
-def copy_mathjax(app: Sphinx, exception: Exception | None) -> None:
-    """Copy the part of MathJax that pages load, so that no page asks another server for it."""
+# What the themes write into every page, and what stands there instead.
+MENDS = [
+    # Icons come from a font; this script would draw them once more, and is 1.5 MB.
+    (r'<script src="[^"]*/fontawesome/[^"]*"></script>', ""),
+    (r'<link rel="preload" as="font"[^>]*/fa-(brands|regular)-400[^>]*>', ""),
+    # Settings of the scripts that `leave_out_thebe` leaves out.
+    (r'<script type="text/x-thebe-config">[^<]*</script>', ""),
+    (r"<script>kernelName = '[^<]*</script>", ""),
+    # The page has the reader's theme from its first line on, and a theme without JavaScript too.
+    (r' data-theme="auto"', ""),
+    (
+        r'localStorage.getItem\("theme"\) \|\| "auto"',
+        'localStorage.getItem("theme") || '
+        '(matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")',
+    ),
+    # Landmarks, names and roles that a screen reader announces.
+    (
+        r'<div class="(bd-sidebar-primary[^"]*)">',
+        r'<div class="\1" role="complementary" aria-label="The book">',
+    ),
+    (
+        r'<div class="pst-scrollable-table-container">',
+        '<div class="pst-scrollable-table-container" tabindex="0" role="group" aria-label="Table">',
+    ),
+    (r'<summary>(?=<span class="toctree-toggle")', '<summary aria-label="Pages of this section">'),
+    (r' role="doc-biblioentry"', ""),
+    (r'<div role="list" class="citation-list">', '<div class="citation-list">'),
+    (r'<th class="(head[^"]*)">\s*(?:<p>\s*</p>)?\s*</th>', r'<td class="\1"></td>'),
+]
+
+
+def mend(page: str) -> str:
+    """Return a built page as it is published. What is mended once stays as it is."""
+    for pattern, replacement in MENDS:
+        page = re.sub(pattern, replacement, page)
+    return page
+
+
+def leave_out_thebe(
+    app: Sphinx, name: str, template: str, context: dict[str, Any], doctree: nodes.document | None
+) -> None:
+    """Leave out the scripts for cells that run in the page: they would load from another server."""
+    for kind in ("script_files", "css_files"):
+        context[kind] = [
+            file
+            for file in context.get(kind, [])
+            if "thebe" not in f"{file} {getattr(file, 'attributes', '')}".lower()
+        ]
+
+
+def finish_pages(app: Sphinx, exception: Exception | None) -> None:
+    """Mend the pages, and keep beside them what they load: all of it, and nothing else."""
     if exception is not None or app.builder.format != "html":
         return
+    out = Path(app.outdir)
+    for path in out.rglob("*.html"):
+        page = path.read_text(encoding="utf-8")
+        if (mended := mend(page)) != page:
+            path.write_text(mended, encoding="utf-8")
+
     package = Path(importlib.util.find_spec("sphinx-mathjax-offline").origin).parent
-    source, target = package / "static" / "mathjax", Path(app.outdir) / "_static" / "mathjax"
+    source, target = package / "static" / "mathjax", out / "_static" / "mathjax"
     fonts = "output/chtml/fonts/woff-v2"
     copy_asset(source / "tex-chtml.js", target)
     copy_asset(source / fonts, target / fonts)
+
+    for folder in (out / "_static").glob("vendor/fontawesome/*/js"):
+        shutil.rmtree(folder)
+    for file in [*(out / "_static").rglob("*.map"), out / "_static" / "sphinx-thebe.js"]:
+        file.unlink(missing_ok=True)
 
 
 def skip_field_aliases(
@@ -135,6 +197,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("running-times", RunningTimes)
     app.add_directive("claim-ledger", ClaimLedger)
     app.connect("autodoc-skip-member", skip_field_aliases)
-    app.connect("build-finished", copy_mathjax)
+    app.connect("html-page-context", leave_out_thebe, priority=900)
+    app.connect("build-finished", finish_pages)
     app.config.mathjax_path = "mathjax/tex-chtml.js"
     return {"parallel_read_safe": True, "parallel_write_safe": True}
