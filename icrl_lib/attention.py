@@ -125,8 +125,8 @@ def reduced_update(
         raise ValueError(f"P12: expected 1 + p = {sizes['p'] + 1} columns, got {sizes['q']}")
     n = sizes["n"]
     query = extended @ P12.mT  # (B, k)
-    scalars = tokens @ query.unsqueeze(-1)  # (B, n, 1)
-    update = (scalars.mT @ tokens).squeeze(1) @ V21.mT / n
+    scalars = query.unsqueeze(1) @ tokens.mT  # (B, 1, n); a row times a matrix is the faster order
+    update = (scalars @ tokens).squeeze(1) @ V21.mT / n
     if (P22 is None) != (V22 is None):
         raise ValueError("P22, V22: expected both or neither")
     if P22 is not None:

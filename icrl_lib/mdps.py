@@ -82,8 +82,11 @@ class TabularMDP:
 
     @cached_property
     def cumulative_transition(self) -> Tensor:
-        """Running sums of `transition` over the next state, shape (B, S, A, S), for sampling."""
-        return cumulative(self.transition)
+        """Running sums of `transition` over the next state, shape (B, S, A, S), for sampling.
+
+        In memory the next state comes first, as `policies.rollout` compares along it.
+        """
+        return cumulative(self.transition).movedim(-1, 0).contiguous().movedim(0, -1)
 
     def __getitem__(self, index: slice | Tensor) -> TabularMDP:
         """Select MDPs of the batch by a slice or an index tensor; always a batch again."""

@@ -129,7 +129,8 @@ def initial_states(mdp: TabularMDP, generator: torch.Generator) -> Tensor:
     """Draw one first state for each MDP from its initial distribution, int64, shape (B,)."""
     check_instance("mdp", mdp, TabularMDP)
     check_generator(generator)
-    return _draw(cumulative(mdp.initial), _uniform(mdp, 1, generator)[0])
+    uniform = _uniform(mdp, 1, generator).T  # (B, 1)
+    return (cumulative(mdp.initial) <= uniform).sum(-1)
 
 
 def rollout(
@@ -174,40 +175,50 @@ def rollout(
     if state.min() < 0 or state.max() >= n_states:
         raise ValueError(f"state: expected states from 0 to {n_states - 1}, got {state!r}")
 
-    # Tables with one row per (MDP, state) and per (MDP, state, action). A step looks up two rows
-    # and writes where it was told to: in a batch of hundreds, allocating would take the most time.
-    action_table = cumulative(policy.detach()).flatten(0, 1)  # (B S, A)
-    state_table = mdp.cumulative_transition.detach().flatten(0, 2)  # (B S A, S)
+    # A step looks up a column of either table and writes where it was told to: in a batch of
+    # hundreds, allocating would take the most time.
+    act = _Sampler(cumulative(policy.detach()).flatten(0, 1), batch)  # a column per MDP and state
+    move = _Sampler(mdp.cumulative_transition.detach().flatten(0, 2), batch)  # ... and action
     uniform = _uniform if share is None else share.uniform
     for_actions = uniform(mdp, n + 1, generator).unbind()
     for_states = uniform(mdp, n, generator).unbind()
     states, actions = state.new_empty(2, n + 1, batch)
-    action_rows = policy.new_empty(batch, n_actions)
-    state_rows = policy.new_empty(batch, n_states)
     first_row = torch.arange(batch, device=state.device) * n_states
     pair = torch.empty_like(first_row)
     states[0] = state
     row = first_row + state
     for i, (s, a) in enumerate(zip(states[1:], actions, strict=False)):
-        torch.index_select(action_table, 0, row, out=action_rows)
-        _draw(action_rows, for_actions[i], out=a)
+        act.draw(row, for_actions[i], out=a)
         torch.add(a, row, alpha=n_actions, out=pair)
-        torch.index_select(state_table, 0, pair, out=state_rows)
-        _draw(state_rows, for_states[i], out=s)
+        move.draw(pair, for_states[i], out=s)
         torch.add(first_row, s, out=row)
-    _draw(action_table[row], for_actions[n], out=actions[n])
+    act.draw(row, for_actions[n], out=actions[n])
     states, actions = states.T.contiguous(), actions.T.contiguous()
     mdp_index = torch.arange(batch, device=state.device).unsqueeze(1)
     rewards = mdp.reward[mdp_index, states[:, :-1], actions[:, :-1], states[:, 1:]]
     return Window(states, actions, rewards, mdp.discount)
 
 
-def _draw(table: Tensor, uniform: Tensor, out: Tensor | None = None) -> Tensor:
-    """Draw one outcome per row: table (B, K) of running sums, uniform (B,) -> int64 (B,)."""
-    out = uniform.new_empty(len(uniform), dtype=torch.int64) if out is None else out
-    values, found = uniform.unsqueeze(-1), out.unsqueeze(-1)
-    torch.searchsorted(table.contiguous(), values, right=True, out=found)  # how many are <= u
-    return out
+class _Sampler:
+    """Draws from many distributions over K outcomes at a time, without allocating.
+
+    A draw is the number of running sums that are at most u. Comparing u with all K of them side by
+    side is faster than a binary search, whose branches a processor cannot foresee.
+    """
+
+    def __init__(self, sums: Tensor, draws: int) -> None:
+        """Take running sums (rows, K), which end in 1, and the number of draws at a time."""
+        self.sums = sums.T.contiguous()  # (K, rows), so that neighbours in memory are compared
+        self.found = sums.new_empty(len(self.sums), draws)
+        self.below = torch.empty_like(self.found)
+        self.count = sums.new_empty(draws)
+
+    def draw(self, rows: Tensor, uniform: Tensor, out: Tensor) -> None:
+        """Write into `out` (int64) one outcome of each of `rows`, for u in `uniform`."""
+        torch.index_select(self.sums, 1, rows, out=self.found)
+        torch.le(self.found, uniform, out=self.below)
+        torch.sum(self.below, 0, out=self.count)
+        out.copy_(self.count)
 
 
 def _uniform(mdp: TabularMDP, n: int, generator: torch.Generator) -> Tensor:

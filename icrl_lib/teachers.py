@@ -555,7 +555,7 @@ def _td_errors(
 
 def _values(phi: Tensor, w: Tensor) -> Tensor:
     """Return w^T phi: (B, n, d) and (B, d) -> (B, n)."""
-    return (phi @ w.unsqueeze(-1)).squeeze(-1)
+    return (w.unsqueeze(1) @ phi.mT).squeeze(1)  # a row times a matrix is the faster order
 
 
 def _next_values(

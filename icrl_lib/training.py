@@ -377,6 +377,10 @@ class _Trainer:
         # Where the batch at hand began and where it is: enough to draw it again and go on.
         self.batch_start = self.generator.get_state()
         self.position: tuple[Tensor, Tensor] | None = None
+        # The C library of Linux gives freed blocks back to the system if they are larger than the
+        # largest that was freed before; then every step would wait for new pages. Free one block
+        # of nearly 32 MB, the most that counts, without touching it.
+        torch.empty(2**25 - 2**14, dtype=torch.uint8)
 
     def _xavier(self, rows: int, columns: int) -> Tensor:
         block = torch.empty(rows, columns, dtype=self.dtype, device=self.config.device)
@@ -467,7 +471,8 @@ class _Trainer:
         tokens = self.config.algorithm.tokens(frame.observation)
         student = reduced_update(tokens, frame.parameters, self.P12, self.V21)
         loss = 0.5 * (student - frame.updated).square().sum(-1).mean()
-        self.optimiser.zero_grad()
+        for block in self.blocks:
+            block.grad = None
         loss.backward()
         loss = loss.detach()
         if self.group is not None:
