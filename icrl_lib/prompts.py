@@ -69,7 +69,10 @@ def sarsa_tokens(phi: Tensor, phi_next: Tensor, rewards: Tensor, discount: float
     """Return the tokens x_i = [phi_i; gamma phi_next_i; r_{i+1}], shape (B, n, 2 d + 1)."""
     check_tensors(phi=(phi, "B n d"), phi_next=(phi_next, "B n d"), rewards=(rewards, "B n"))
     check_number("discount", discount, at_least=0, less_than=1)
-    return torch.cat([phi, discount * phi_next, rewards.unsqueeze(-1)], -1)
+    tokens = torch.cat([phi, phi_next, rewards.unsqueeze(-1)], -1)
+    d = phi.shape[-1]
+    tokens[..., d : 2 * d] *= discount
+    return tokens
 
 
 def actor_critic_tokens(
@@ -88,7 +91,11 @@ def actor_critic_tokens(
     check_number("discount", discount, at_least=0, less_than=1)
     index = torch.arange(rewards.shape[1], dtype=rewards.dtype, device=rewards.device)
     discounts = (discount**index).unsqueeze(-1)  # (n, 1)
-    return torch.cat([phi_v, discount * phi_v_next, rewards.unsqueeze(-1), discounts * scores], -1)
+    tokens = torch.cat([phi_v, phi_v_next, rewards.unsqueeze(-1), scores], -1)
+    d = phi_v.shape[-1]
+    tokens[..., d : 2 * d] *= discount
+    tokens[..., 2 * d + 1 :] *= discounts
+    return tokens
 
 
 def parameter_column(parameters: Tensor) -> Tensor:
