@@ -602,7 +602,10 @@ class Processes:
 
     def full_run(self, config: TrainingConfig, effort: Effort) -> dict[str, Any]:
         """Train as long as Algorithm 1 does, and say how good the result is."""
-        longer = dataclasses.replace(config, n_mdps=effort.full, frames=effort.full_frames)
+        # Adam settles only as its learning rate falls, and here MDPs change only a few times.
+        longer = dataclasses.replace(
+            config, n_mdps=effort.full, frames=effort.full_frames, decay=0.3
+        )
         seconds, P, V = self.train(longer)
         held_out = dataclasses.replace(config, n_mdps=100, frames=10)
         generator = torch.Generator().manual_seed(config.seed + 1)

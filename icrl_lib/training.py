@@ -280,7 +280,7 @@ def memory_needed(config: TrainingConfig) -> int:
     pairs = config.n_states * config.n_actions
     # P(s' | s, a), its running sums and rewards; features; tokens and what they are made of.
     mdp = pairs * (3 * config.n_states + 2 * column)
-    window = config.window * (4 * token + 8)
+    window = config.window * (6 * token + 8)
     # P12 and V21 with gradient, Adam's two moments and what a step holds; P and V at the end.
     weights = 12 * token * column + 2 * layout.size**2
     batch = min(config.batch, config.n_mdps)
