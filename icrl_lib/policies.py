@@ -9,6 +9,7 @@ from torch import Tensor
 
 from icrl_lib.checks import (
     check_count,
+    check_distribution,
     check_generator,
     check_instance,
     check_number,
@@ -82,6 +83,7 @@ def random_policy(mdp: TabularMDP, generator: torch.Generator) -> Tensor:
 def explore(policy: Tensor, epsilon: float) -> Tensor:
     """Mix a policy (B, S, A) with the uniform one: (1 - epsilon) policy + epsilon / A."""
     check_tensors(policy=(policy, "B S A"))
+    check_distribution("policy", policy)
     check_number("epsilon", epsilon, at_least=0, at_most=1)
     return (1 - epsilon) * policy + epsilon / policy.shape[-1]
 
@@ -122,6 +124,7 @@ def softmax_score(phi: Tensor, policy: Tensor) -> Tensor:
 def mean_features(phi: Tensor, policy: Tensor) -> Tensor:
     """Average features (B, S, A, m) over the actions of a policy (B, S, A), shape (B, S, m)."""
     check_tensors(phi=(phi, "B S A m"), policy=(policy, "B S A"))
+    check_distribution("policy", policy)
     return (policy.unsqueeze(-1) * phi).sum(-2)
 
 
@@ -174,6 +177,10 @@ def rollout(
         raise ValueError(f"state: expected {mdp.transition.device}, got {state.device}")
     if state.min() < 0 or state.max() >= n_states:
         raise ValueError(f"state: expected states from 0 to {n_states - 1}, got {state!r}")
+    if share is not None:
+        check_instance("share", share, Share)
+        if len(range(share.batch)[share.part]) != batch:
+            raise ValueError(f"share: expected {batch} MDPs, as in mdp, got {share!r}")
 
     # A step looks up a column of either table and writes where it was told to: in a batch of
     # hundreds, allocating would take the most time.

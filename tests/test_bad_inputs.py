@@ -145,12 +145,13 @@ def anything(good: Any, *bad: Any) -> Argument:
     return Argument(good, {repr(value)[:40]: value for value in (None, 3, "nonsense", *bad)})
 
 
-def policy(**bad: Any) -> Argument:
+def policy(free: str = "", **bad: Any) -> Argument:
     good = torch.full((2, 6, 3), 1 / 3)
     one_short, negative = good.clone(), good.clone()
     one_short[0, 0, 0] = 0.2
     negative[0, 0] = torch.tensor([-0.5, 0.5, 1.0])
-    return a_tensor(good=good, **{"sum below 1": one_short, "negative": negative}, **bad)
+    kinds = {"sum below 1": one_short, "negative": negative}
+    return a_tensor(good=good, free=free, **kinds, **bad)
 
 
 DISCOUNT = a_number(0.5, -0.1, 1.0)
@@ -722,14 +723,12 @@ ROWS = {
     "policies.epsilon_greedy": Row(
         policies.epsilon_greedy, {"q": a_tensor("B S A", "first last dtype"), "epsilon": SHARE}
     ),
-    "policies.explore": Row(
-        policies.explore, {"policy": a_tensor("B S A", "first last dtype"), "epsilon": SHARE}
-    ),
+    "policies.explore": Row(policies.explore, {"policy": policy("first dtype"), "epsilon": SHARE}),
     "policies.initial_states": Row(
         policies.initial_states, {"mdp": AN_MDP, "generator": GENERATOR}
     ),
     "policies.mean_features": Row(
-        policies.mean_features, {"phi": a_tensor("B S A m", "last"), "policy": a_tensor("B S A")}
+        policies.mean_features, {"phi": a_tensor("B S A m", "last"), "policy": policy()}
     ),
     "policies.random_policy": Row(policies.random_policy, {"mdp": AN_MDP, "generator": GENERATOR}),
     "policies.rollout": Row(
@@ -746,7 +745,7 @@ ROWS = {
         policies.softmax_policy, {"preferences": a_tensor("B S A", "first last dtype")}
     ),
     "policies.softmax_score": Row(
-        policies.softmax_score, {"phi": a_tensor("B S A m", "last"), "policy": a_tensor("B S A")}
+        policies.softmax_score, {"phi": a_tensor("B S A m", "last"), "policy": policy()}
     ),
     "policies.uniform_policy": Row(policies.uniform_policy, {"mdp": AN_MDP}),
     "prompts.actor_critic_layout": Row(

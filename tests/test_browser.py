@@ -6,8 +6,6 @@ import functools
 import gzip
 import http.server
 import os
-import shutil
-import subprocess
 import sys
 import threading
 from dataclasses import dataclass
@@ -18,9 +16,11 @@ from urllib.parse import unquote, urlsplit
 import pytest
 import yaml
 from axe_playwright_python.base import AXE_SCRIPT
-from playwright.sync_api import Browser, Error, Page, Playwright, sync_playwright
+from playwright.sync_api import Page, sync_playwright
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tools"))
+from pdf import launch  # noqa: E402
 
 WIDTHS = {"phone": 390, "laptop": 1280, "projector": 1920}
 THEMES = ("light", "dark")
@@ -168,14 +168,8 @@ def address(site):
         thread.join()
 
 
-def launch(playwright: Playwright) -> Browser:
-    """Start the installed Chromium, else Playwright's own; it reaches nothing but this machine."""
-    names = ("chromium", "chromium-browser", "google-chrome")
-    program = next(filter(None, map(shutil.which, names)), None)
-    if program is None and not Path(playwright.chromium.executable_path).exists():
-        subprocess.run([sys.executable, "-m", "playwright", "install", "chromium"], check=False)
-    blocked = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
-    return playwright.chromium.launch(executable_path=program, args=[blocked])
+BLOCKED = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
+"""What makes Chromium reach nothing but this machine."""
 
 
 @pytest.fixture(scope="module")
@@ -183,10 +177,10 @@ def browser():
     """Start one browser for all pages; without one the tests are skipped, unless it is required."""
     with sync_playwright() as playwright:
         try:
-            browser = launch(playwright)
-        except Error as error:
+            browser = launch(playwright, BLOCKED)
+        except SystemExit as error:
             refuse = pytest.fail if os.environ.get("BOOK_REQUIRES_BROWSER") else pytest.skip
-            refuse(f"no browser could be started: {error}")
+            refuse(str(error))
         yield browser
         browser.close()
 

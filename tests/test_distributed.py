@@ -174,6 +174,16 @@ def test_a_share_of_a_batch_goes_through_the_trajectories_of_the_whole(part):
     assert torch.equal(*(generator.get_state() for generator in generators))
 
 
+@pytest.mark.parametrize(
+    "share", [Share(7, slice(0, 3)), Share(1, slice(0, 7)), (7, slice(0, 2)), 2]
+)
+def test_a_share_that_is_not_that_of_the_mdps_is_refused(share, generator):
+    mdp = random_mdps(2, 3, 2, generator=generator)
+    state = torch.zeros(2, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"^share: expected"):
+        rollout(mdp, uniform_policy(mdp), 5, state, generator, share)
+
+
 @pytest.mark.parametrize("group", [0, "gloo", True])
 def test_a_group_that_is_none_is_refused(group):
     with pytest.raises(ValueError, match=r"^group: expected a process group"):

@@ -74,25 +74,29 @@ def set_address(notebook: nbformat.NotebookNode, path: Path) -> None:
 
 
 def execute(notebook: nbformat.NotebookNode, path: Path) -> None:
-    """Run a notebook from top to bottom in a new kernel and keep its outputs and running time."""
+    """Run a notebook from top to bottom in a new kernel and keep its outputs and running times."""
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
+    marks: dict[str, list[float]] = {"on_cell_execute": [], "on_cell_executed": []}
     client = NotebookClient(
         notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": path.parent}},
         record_timing=False,
+        **{hook: lambda hook=hook, **_: marks[hook].append(time.perf_counter()) for hook in marks},
     )  # fmt: skip
     started = time.perf_counter()
     client.execute()
-    notebook.metadata["seconds_to_run"] = math.ceil(time.perf_counter() - started)
+    ended = time.perf_counter()
+    cells = [end - start for start, end in zip(*marks.values(), strict=True)]
+    notebook.metadata["seconds_to_run"] = math.ceil(ended - started)
+    notebook.metadata["seconds_of_slowest_cell"] = math.ceil(max(cells))
 
 
 def normalise(notebook: nbformat.NotebookNode) -> None:
     """Drop what differs from editor to editor, so that a change shows nothing but itself."""
-    seconds = notebook.metadata.get("seconds_to_run")
-    notebook.metadata = nbformat.from_dict(KERNEL)
-    if seconds is not None:
-        notebook.metadata["seconds_to_run"] = seconds
+    kept = ("seconds_to_run", "seconds_of_slowest_cell")
+    measured = {k: notebook.metadata[k] for k in kept if k in notebook.metadata}
+    notebook.metadata = nbformat.from_dict({**KERNEL, **measured})
     notebook.nbformat, notebook.nbformat_minor = 4, 5
     for number, cell in enumerate(notebook.cells, start=1):
         cell["id"] = f"cell-{number:02d}"

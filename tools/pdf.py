@@ -7,6 +7,7 @@ import html
 import io
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -76,16 +77,17 @@ def address(site: Path, section: Section) -> str:
     return (site / f"{section.document}.html").as_uri()
 
 
-def launch(playwright: Playwright) -> Browser:
-    """Start the Chromium that is installed, else the one that Playwright brings."""
+def launch(playwright: Playwright, *arguments: str) -> Browser:
+    """Start the Chromium that is installed, else Playwright's own, which is fetched if need be."""
     names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
     program = next(filter(None, map(shutil.which, names)), None)
+    if program is None and not Path(playwright.chromium.executable_path).exists():
+        subprocess.run([sys.executable, "-m", "playwright", "install", "chromium"], check=False)
     # Chromium's sandbox does not start for root, as whom containers often run.
-    root = hasattr(os, "geteuid") and os.geteuid() == 0
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        arguments = ("--no-sandbox", *arguments)
     try:
-        return playwright.chromium.launch(
-            executable_path=program, args=["--no-sandbox"] if root else []
-        )
+        return playwright.chromium.launch(executable_path=program, args=list(arguments))
     except Error as error:
         raise SystemExit(
             f"Chromium does not start. Install it, or run `playwright install chromium`.\n{error}"
