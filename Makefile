@@ -51,7 +51,7 @@ test: .venv/installed
 
 coverage: .venv/installed
 	$(IN_VENV) -m coverage run --source=icrl_lib -m pytest -q -n0 --ignore=tests/test_browser.py --ignore=tests/test_colab.py tests
-	$(IN_VENV) -m coverage report -m
+	$(IN_VENV) -m coverage report -m --fail-under=95
 
 colab: .venv/installed
 	COLAB_CHAPTERS=all $(IN_VENV) -m pytest tests/test_colab.py -n 2 --dist loadfile

@@ -483,7 +483,7 @@ def _step_seconds(
     config: TrainingConfig, repeats: int, clock: Callable[[], float] = time.process_time
 ) -> float:
     """Time optimiser steps without the drawing of MDPs; the median."""
-    trainer = _Trainer(dataclasses.replace(config, frames=4 * repeats + 3))
+    trainer = _Trainer(dataclasses.replace(config, frames=20 * repeats))
     marks = [clock() for _ in trainer.work()]
     return statistics.median(later - earlier for earlier, later in pairwise(marks))
 

@@ -67,7 +67,7 @@ def claim(
     if below is not None:
         conditions.append((f"below {below:g}", values < below))
     if equals is not None and tolerance is None:
-        conditions.append((f"exactly {equals:g}", values == equals))
+        conditions.append((f"exactly {equals:.12g}", values == equals))
     elif equals is not None:
         conditions.append((f"{equals:g} ± {tolerance:g}", np.abs(values - equals) <= tolerance))
     if not conditions:

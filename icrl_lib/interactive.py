@@ -29,7 +29,7 @@ PAGE = """\
 <p style="display: flex; flex-wrap: wrap; gap: 0.75em; align-items: center; margin: 0 0 0.5em">
 <label for="{id}-input">{label}</label>
 <input id="{id}-input" type="range" min="0" max="{last}" step="1" value="{start}"
- aria-valuetext="{name}" autocomplete="off" hidden style="flex: 1 1 12em; max-width: 28em">
+ aria-valuetext="{name}" autocomplete="off" hidden style="flex: 1 1 9em; max-width: 28em">
 <output for="{id}-input" aria-live="off" style="min-width: 5em">{name}</output>
 </p>
 {image}

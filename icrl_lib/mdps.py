@@ -142,8 +142,6 @@ def random_mdps(
         raise ValueError(f"reward: expected one of {REWARD_ARGUMENTS}, got {reward!r}")
     for name, value in (("batch", batch), ("n_states", n_states), ("n_actions", n_actions)):
         check_count(name, value)
-    check_generator(generator)
-    check_dtype(dtype)
 
     transition = uniform_on_simplex(
         batch, n_states, n_actions, n_states, generator=generator, dtype=dtype

@@ -125,7 +125,7 @@ def block_matrix(
         for end in np.cumsum([size for _, size in slots])[:-1]:
             line(end - 0.5, color=FRAME, linewidth=0.8)
         axis.set_ticks(*_slot_ticks(slots))
-        axis.set_tick_params(length=0)
+        axis.set_tick_params(length=0, labelsize="small")
     ax.xaxis.tick_top()
     ax.set_title(title, pad=12)
     return ax

@@ -17,14 +17,14 @@ from icrl_lib.checks import check_count, check_number, check_tensors
 class Layout(NamedTuple):
     """Names and sizes of the slots of a prompt, from top to bottom.
 
+    Names are written as LaTeX mathematics without the dollar signs.
+
     Attributes
     ----------
     token : tuple of (str, int)
         The slots of x_i; their sizes add up to ``n_token``.
     parameter : tuple of (str, int)
         The slots of the parameter column: the constant 1, then the parameters.
-
-    Names are written as LaTeX mathematics without the dollar signs.
     """
 
     token: tuple[tuple[str, int], ...]

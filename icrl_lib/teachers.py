@@ -393,7 +393,7 @@ def q_actor_critic_update(
     alpha: float,
     beta: float,
 ) -> tuple[Tensor, Tensor]:
-    """Take one step of actor-critic with action values (Sutton et al., 2000).
+    """Take one step of actor-critic with action values (Sutton et al., 1999).
 
     The critic is SARSA; the actor weighs each score with the critic's value of the action itself.
 

@@ -51,7 +51,7 @@ class OneHead(Algorithm):
 
 
 TD_ERROR = {(r"\phi", "w"): -1.0, (r"\gamma\phi^+", "w"): 1.0, ("r", "1"): 1.0}
-"""phi meets -w, gamma phi+ meets w, and the reward meets 1: the number is the TD error."""
+"""The TD error as a number; phi meets -w, gamma phi+ meets w, and the reward meets 1."""
 
 
 class EvaluationFeatures(NamedTuple):

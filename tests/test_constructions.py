@@ -279,6 +279,12 @@ def test_stray_counts_entries_off_the_pattern_only():
     assert project(P, V, *star).stray == 0
 
 
+def test_without_entries_off_the_pattern_nothing_strays():
+    """Blocks of size 1 are all pattern."""
+    one = torch.ones(1, 1)
+    assert project(3 * one, one, one, one).stray == 0
+
+
 def test_projection_of_blocks_equals_that_of_the_matrices():
     star = STARS["sarsa"]
     P, V = (torch.zeros_like(t) for t in star)
@@ -320,6 +326,11 @@ def test_projection_refuses_bad_tensors(name, spoil):
 def test_projection_refuses_tensors_that_disagree(name, mismatch):
     with pytest.raises(ValueError, match=rf"\b{name}\b"):
         project(**{**GOOD, name: mismatch(GOOD[name])})
+
+
+def test_projection_refuses_pairs_of_two_dtypes():
+    with pytest.raises(ValueError, match=r"^V: expected the dtype of P\b"):
+        project(**{**GOOD, "V": WIDE.double(), "V_star": WIDE.double()})
 
 
 @pytest.mark.parametrize("name", ["P_star", "V_star"])

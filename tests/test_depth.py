@@ -102,6 +102,20 @@ def test_unseen_directions_keep_their_parameters():
     close(least_squares_td(w, **window, discount=GAMMA), expected, 1e-14)
 
 
+@pytest.mark.parametrize("scale", [1e-6, 1, 1e6])
+def test_unseen_directions_keep_their_parameters_whatever_the_scale(generator, scale):
+    w, phi, phi_next, rewards = random_window(generator, 4, 3, 8)
+    limit = least_squares_td(w, scale * phi, scale * phi_next, scale * rewards, GAMMA)
+    seen = torch.linalg.qr(phi.mT).Q
+    moved = (limit - w).unsqueeze(-1)
+    assert (moved - seen @ (seen.mT @ moved)).abs().max() < 1e-12
+
+
+def test_least_squares_without_features_changes_nothing(generator):
+    w, phi, phi_next, rewards = random_window(generator, 2, 3, 4)
+    assert torch.equal(least_squares_td(w, 0 * phi, phi_next, rewards, GAMMA), w)
+
+
 @pytest.mark.parametrize(("n", "d"), [(30, 3), (12, 4), (3, 8), (1, 5)])
 def test_least_squares_is_where_the_updates_end(generator, n, d):
     """Trajectories whose last pair is the first: they converge for small steps."""

@@ -444,6 +444,15 @@ def test_teachers_refuse_tensors_that_disagree(teacher, name, mismatch):
 
 
 @pytest.mark.parametrize(
+    ("teacher", "name"), [p for p in ALL_TENSORS if "B n" in p.values[0].shapes[p.values[1]]]
+)
+def test_teachers_refuse_windows_of_two_lengths(teacher, name):
+    arguments = teacher.draw(SIZES, NUMBERS, torch.float32, 0)
+    with pytest.raises(ValueError, match=rf"\b{name}\b"):
+        teacher.function(**{**arguments, name: arguments[name][:, 1:]})
+
+
+@pytest.mark.parametrize(
     ("teacher", "name", "value"),
     [
         pytest.param(teacher, number, value, id=f"{name}-{number}-{value}")

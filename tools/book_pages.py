@@ -97,13 +97,18 @@ class RunningTimes(ChapterTable):
 class ClaimLedger(ChapterTable):
     """Every executed claim, ordered by the numbered item of the paper that it is about."""
 
-    header = ("Source", "Statement", "Holds", "Chapter")
+    header = ("Source", "Statement", "Holds", "Ch.")
 
     def rows(self, path: Path, notebook: nbformat.NotebookNode) -> list[tuple[str, ...]]:
         """Return one row for each item of each claim."""
         link = f"[{int(path.stem[:2])}]({path.name})"
         return [
-            (item, claim.statement.replace("|", r"\|"), f"✓ {claim.bound}", link)
+            (
+                item,
+                claim.statement.replace("|", r"\|"),
+                "✓ " + claim.bound.replace("-", "\u2011"),
+                link,
+            )
             for claim in claims(notebook)
             for item in numbered_items(claim.source)
         ]

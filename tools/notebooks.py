@@ -14,7 +14,7 @@ from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parent.parent
 SETUP = """\
-# In Colab this installs the library; anywhere else, and on a second run, it does nothing.
+# In Colab this installs the library; elsewhere, and on a second run, it does nothing.
 import importlib.util
 import sys
 

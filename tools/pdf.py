@@ -29,6 +29,13 @@ UNFOLD = """() => {
     const line = link.closest('.bd-article p');
     if (line && line.textContent === link.textContent) line.classList.add('badge-line');
   }
+  // Long names in tables break where they are joined.
+  for (const name of document.querySelectorAll('td code span.pre'))
+    name.innerHTML = name.innerHTML.replace(/(::|[._])/g, '$1<wbr>');
+  // A number such as 1e-12 is not torn at its hyphen.
+  for (const output of document.querySelectorAll('.cell_output pre'))
+    for (const text of [...output.childNodes].filter(node => node.nodeType === 3))
+      text.data = text.data.replace(/e-(?=\\d)/g, 'e\u2011');
 }"""
 READY = """async () => {
   if (window.MathJax) await MathJax.startup.promise;
