@@ -45,10 +45,10 @@ READY = """async () => {
 COVER = """\
 <style>body {{ font-family: sans-serif; margin: 0; }} h1 {{ font-size: 34pt; margin: 45mm 0 8mm; }}
 h2 {{ break-before: page; }} p {{ font-size: 11pt; line-height: 1.5; max-width: 130mm; }}
-img {{ display: block; margin: 18mm 0; width: 150mm; }} table {{ width: 100%; font-size: 9.5pt;
-border-spacing: 0; }} td {{ padding: 0.55mm 0; }} td + td {{ text-align: right; }}
+img {{ display: block; margin: 18mm 0; width: 150mm; }} table {{ width: 100%; font-size: 9pt;
+border-spacing: 0; }} td {{ padding: 0.3mm 0; }} td + td {{ text-align: right; }}
 a {{ color: black; text-decoration: none; }}
-.part td {{ font-weight: bold; padding-top: 2mm; }} td.inside {{ padding-left: 6mm; }}</style>
+.part td {{ font-weight: bold; padding-top: 1.5mm; }} td.inside {{ padding-left: 6mm; }}</style>
 <h1>{title}</h1><p>{author}. Version {version}.</p>{image}
 <p>Printed from the book at {address}. Hints, solutions and answers, which the pages fold, are open
 here; a slider is shown where it starts. Text and figures: CC BY 4.0. Code: MIT licence.</p>
