@@ -47,7 +47,7 @@ serve: book
 test: .venv/installed
 	$(IN_VENV) -m ruff check .
 	$(IN_VENV) -m ruff format --check .
-	$(IN_VENV) -m pytest --nbval --nbval-cell-timeout=120 --nbval-sanitize-with tests/nbval_sanitize.cfg -n 2 --dist loadfile
+	$(IN_VENV) -m pytest --nbval --nbval-cell-timeout=120 --nbval-sanitize-with tests/nbval_sanitize.cfg -n 2 --dist loadfile --no-loadscope-reorder
 
 coverage: .venv/installed
 	$(IN_VENV) -m coverage run --source=icrl_lib -m pytest -q -n0 --ignore=tests/test_browser.py --ignore=tests/test_colab.py tests

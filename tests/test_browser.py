@@ -137,6 +137,17 @@ FORMULAS = """async () => {
 }"""
 
 
+# On a laptop a formula is seen as a whole; on a phone it may be scrolled.
+CUT = """() => [...document.querySelectorAll(".bd-article mjx-container")]
+  .filter((formula) => {
+    if (formula.hasAttribute("display")) return formula.scrollWidth > formula.clientWidth + 1;
+    let around = formula.parentElement;
+    while (getComputedStyle(around).display.startsWith("inline")) around = around.parentElement;
+    return formula.getBoundingClientRect().right > around.getBoundingClientRect().right + 2;
+  })
+  .map((formula) => formula.textContent.slice(0, 60))"""
+
+
 @dataclass
 class Visit:
     """What happened on a page, and what was seen there."""
@@ -144,6 +155,7 @@ class Visit:
     problems: list[str]
     requests: set[str]
     formulas: list[str]
+    cut: list[str]
     wide: dict[str, list[str]]
     inaccessible: dict[str, list[str]]
     sliders: list[list[dict[str, str]]]
@@ -213,6 +225,7 @@ def visit(browser, address):
         page.evaluate("document.querySelectorAll('details').forEach((fold) => (fold.open = true))")
         # Colours fade in; what counts is where they end.
         page.add_style_tag(content="* { transition: none !important; animation: none !important }")
+        cut = page.evaluate(CUT)
         wide, inaccessible = {}, {}
         for theme in THEMES:
             page.evaluate(PAINT, theme)
@@ -226,7 +239,7 @@ def visit(browser, address):
             page.evaluate(PAINT, theme)
             page.set_viewport_size({"width": WIDTHS[width], "height": 900})
             inaccessible[theme] = page.evaluate(LOOK, theme == "dark")
-        return Visit(list(problems), set(requests), formulas, wide, inaccessible, sliders)
+        return Visit(list(problems), set(requests), formulas, cut, wide, inaccessible, sliders)
 
     yield look
     context.close()
@@ -268,6 +281,11 @@ def test_page_asks_nothing_of_others_and_nothing_goes_wrong(name, visit, address
 @every_page
 def test_every_formula_is_drawn(name, visit):
     assert visit(name).formulas == []
+
+
+@every_page
+def test_no_formula_is_cut_off_on_a_laptop(name, visit):
+    assert visit(name).cut == []
 
 
 @every_page
