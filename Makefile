@@ -57,7 +57,7 @@ colab: .venv/installed
 	COLAB_CHAPTERS=all $(IN_VENV) -m pytest tests/test_colab.py -n 2 --dist loadfile
 
 bench: .venv/installed
-	$(IN_VENV) -m icrl_lib bench --output icrl_lib/results/bench.json
+	$(IN_VENV) -m icrl_lib bench --output icrl_lib/experiments/results/bench.json
 
 notebooks: .venv/installed
 	$(IN_VENV) tools/notebooks.py run $(CHAPTERS)

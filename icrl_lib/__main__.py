@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from icrl_lib import bench, paper
 from icrl_lib.algorithms import ALGORITHMS
+from icrl_lib.experiments import bench, paper
 from icrl_lib.training import TrainingConfig, train
 
 EPILOG = """\

@@ -28,18 +28,13 @@ import icrl_lib
 from icrl_lib import (
     algorithms,
     attention,
-    claims,
     constructions,
     control,
     features,
     gradient_flow,
-    homework,
     in_context_td,
-    interactive,
     loop,
     mdps,
-    paper,
-    plotting,
     policies,
     prompts,
     teachers,
@@ -47,6 +42,9 @@ from icrl_lib import (
     worlds,
     zoo,
 )
+from icrl_lib.book import claims, interactive, plotting
+from icrl_lib.classroom import homework
+from icrl_lib.experiments import paper
 
 PACKAGE = Path(icrl_lib.__file__).parent
 SIZES = {"B": 2, "n": 3, "d": 4, "m": 5, "A": 3, "S": 6, "K": 7, "heads": 2}
@@ -323,7 +321,7 @@ ROWS = {
         attention.split,
         {"P": a_tensor("D D"), "V": a_tensor("D D"), "n_parameters": a_count(4, 1, 10, 11)},
     ),
-    "claims.claim": Row(
+    "book.claims.claim": Row(
         claims.claim,
         {
             "label": anything("Measured: one", "", "no source", "a:b", "Measured: \n"),
@@ -510,7 +508,7 @@ ROWS = {
         gradient_flow.symmetry_blocks, {"objective": OBJECTIVE, **BLOCKS}
     ),
     "gradient_flow.tangent": Row(gradient_flow.tangent, {"c": SCALE, **STAR}),
-    "homework.accepts": Row(
+    "classroom.homework.accepts": Row(
         homework.accepts,
         {
             "name": Argument("A1.by_hand", {"unknown": "A1.nothing", "none": "A1"}),
@@ -519,7 +517,9 @@ ROWS = {
             "instances": a_count(2),
         },
     ),
-    "homework.questions": Row(homework.questions, {"assignment": anything("A1", "A9", "a1", [])}),
+    "classroom.homework.questions": Row(
+        homework.questions, {"assignment": anything("A1", "A9", "a1", [])}
+    ),
     "in_context_td.Settings": settings(
         in_context_td.Settings,
         depth=a_count(2),
@@ -583,7 +583,7 @@ ROWS = {
             )
         },
     ),
-    "interactive.Slider": Row(
+    "book.interactive.Slider": Row(
         interactive.Slider,
         {
             "draw": anything(drawing, lambda value: value),
@@ -637,7 +637,7 @@ ROWS = {
         mdps.value_iteration,
         {"mdp": AN_MDP, "tolerance": but(STEP, "None")},
     ),
-    "paper.Evaluation": settings(
+    "experiments.paper.Evaluation": settings(
         paper.Evaluation,
         n_mdps=a_count(2),
         n_updates=a_count(2),
@@ -645,8 +645,8 @@ ROWS = {
         episodes=a_count(2),
         length=a_count(2),
     ),
-    "paper.describe": Row(paper.describe, {"config": CONFIG}),
-    "paper.run": Row(
+    "experiments.paper.describe": Row(paper.describe, {"config": CONFIG}),
+    "experiments.paper.run": Row(
         run_in_a_folder,
         {
             "config": CONFIG,
@@ -654,11 +654,13 @@ ROWS = {
             "evaluation": anything(paper.Evaluation(2, 1, 1, 1, 1), {}, paper.Evaluation),
         },
     ),
-    "paper.stored": Row(
+    "experiments.paper.stored": Row(
         paper.stored, {"name": anything("sarsa-50", "", "../sarsa-50", ["sarsa-50"])}
     ),
-    "paper.weights": Row(paper.weights, {"results": anything(STORED, {}, {"config": {}}, [])}),
-    "plotting.block_matrix": Row(
+    "experiments.paper.weights": Row(
+        paper.weights, {"results": anything(STORED, {}, {"config": {}}, [])}
+    ),
+    "book.plotting.block_matrix": Row(
         plotting.block_matrix,
         {
             "matrix": a_tensor("k q", "first last dtype"),
@@ -667,8 +669,8 @@ ROWS = {
             "limit": but(a_number(1.0, 0, -1), "None"),
         },
     ),
-    "plotting.loop": Row(plotting.loop, {}),
-    "plotting.losses": Row(
+    "book.plotting.loop": Row(plotting.loop, {}),
+    "book.plotting.losses": Row(
         lambda **given: plotting.losses(**given, ax=plt.figure().add_subplot()),
         {
             "steps": anything(torch.arange(7), torch.ones(3), [1, 2], torch.ones(7, 2)),
@@ -678,7 +680,7 @@ ROWS = {
             "smooth": a_count(1, 1, 8),
         },
     ),
-    "plotting.mdp_graph": Row(
+    "book.plotting.mdp_graph": Row(
         plotting.mdp_graph,
         {
             "mdp": AN_MDP,
@@ -688,14 +690,14 @@ ROWS = {
             "threshold": SHARE,
         },
     ),
-    "plotting.prompt": Row(
+    "book.plotting.prompt": Row(
         plotting.prompt,
         {
             "H": a_tensor(good=draw("D D")[:, :4].repeat(2, 1)[:14], free="last dtype"),
             "layout": LAYOUT,
         },
     ),
-    "plotting.returns": Row(
+    "book.plotting.returns": Row(
         plotting.returns,
         {
             "curves": anything(
@@ -711,8 +713,8 @@ ROWS = {
             "band": anything((0.25, 0.75), (0.5,), (-0.1, 0.5), (0.5, 1.1), (0.9, 0.1), 0.5),
         },
     ),
-    "plotting.use_style": Row(mpl.rc_context()(plotting.use_style), {}),
-    "plotting.weights": Row(
+    "book.plotting.use_style": Row(mpl.rc_context()(plotting.use_style), {}),
+    "book.plotting.weights": Row(
         plotting.weights,
         {
             "P": a_tensor(good=torch.rand(14, 14)),
@@ -897,24 +899,24 @@ INNER = "part of every step of a window: what it is given has been checked"
 REFERENCE = "a reference of the assignments: it is called with what homework.py draws"
 ABSTRACT = "abstract"
 MODULES_WITHOUT = {
-    "bench": "measures, for the command line: tests/test_bench.py",
+    "experiments.bench": "measures, for the command line: tests/test_bench.py",
     "checks": "the checks themselves: tests/test_checks.py",
-    "questions_": REFERENCE,
+    "classroom.questions_": REFERENCE,
 }
 WITHOUT = {
     "algorithms.Algorithm": ABSTRACT,
     "algorithms.at_pairs": INNER,
     "algorithms.at_states": INNER,
-    "homework.Choices": RECORDS,
-    "homework.Number": RECORDS,
-    "homework.Question": RECORDS,
-    "homework.check": "tells what is wrong with an answer: tests/test_classroom.py",
-    "homework.integer": REFERENCE,
-    "homework.number": REFERENCE,
-    "homework.push": REFERENCE,
-    "homework.td_errors": REFERENCE,
-    "homework.uniform": REFERENCE,
-    "homework.window": REFERENCE,
+    "classroom.homework.Choices": RECORDS,
+    "classroom.homework.Number": RECORDS,
+    "classroom.homework.Question": RECORDS,
+    "classroom.homework.check": "tells what is wrong with an answer: tests/test_classroom.py",
+    "classroom.homework.integer": REFERENCE,
+    "classroom.homework.number": REFERENCE,
+    "classroom.homework.push": REFERENCE,
+    "classroom.homework.td_errors": REFERENCE,
+    "classroom.homework.uniform": REFERENCE,
+    "classroom.homework.window": REFERENCE,
     "mdps.cumulative": INNER,
     "training.Run": RECORDS,
     "zoo.OneHead": ABSTRACT,
@@ -924,11 +926,12 @@ WITHOUT = {
 def public_names() -> set[str]:
     """Return every function and class that a module of the library defines under a public name."""
     names = set()
-    for module in pkgutil.iter_modules(icrl_lib.__path__):
-        if module.name.startswith(("_", *MODULES_WITHOUT)):
+    for module in pkgutil.walk_packages(icrl_lib.__path__, "icrl_lib."):
+        path = module.name.removeprefix("icrl_lib.")
+        if path.startswith(("_", *MODULES_WITHOUT)):
             continue
-        for name, value in vars(importlib.import_module(f"icrl_lib.{module.name}")).items():
-            here = getattr(value, "__module__", None) == f"icrl_lib.{module.name}"
+        for name, value in vars(importlib.import_module(module.name)).items():
+            here = getattr(value, "__module__", None) == module.name
             if (
                 here
                 and not name.startswith("_")
@@ -936,7 +939,7 @@ def public_names() -> set[str]:
             ):
                 record = inspect.isclass(value) and issubclass(value, tuple)
                 if not record:
-                    names.add(f"{module.name}.{name}")
+                    names.add(f"{path}.{name}")
     return names
 
 
@@ -951,7 +954,7 @@ def test_no_name_has_both_a_row_and_a_reason():
 @pytest.mark.parametrize("name", ROWS)
 def test_rows_name_the_arguments_of_the_function(name):
     row = ROWS[name]
-    module, function = name.split(".")
+    module, _, function = name.rpartition(".")
     known = inspect.signature(getattr(importlib.import_module(f"icrl_lib.{module}"), function))
     assert row.arguments.keys() <= known.parameters.keys()
 

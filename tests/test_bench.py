@@ -7,8 +7,9 @@ import math
 import pytest
 import torch
 
-from icrl_lib import __main__, bench
+from icrl_lib import __main__
 from icrl_lib.algorithms import SARSA, ActorCritic
+from icrl_lib.experiments import bench
 from icrl_lib.training import TrainingConfig, memory_needed
 
 LIMITS = {"gflops": 2.0, "gbytes": 4.0}

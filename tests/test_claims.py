@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from icrl_lib.claims import claim
+from icrl_lib.book.claims import claim
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import pytest
 import tomllib
 import torch
 
-from icrl_lib import homework
+from icrl_lib.classroom import homework
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
@@ -76,7 +76,7 @@ def test_the_archive_is_laid_out_for_gradescope(name, distributions):
         requirements = files.read("environment.yml").decode()
     assert {"run_autograder", "setup.sh", "otter_config.json"} <= names
     assert {f"tests/{question}.py" for question in hidden_tests(name)} <= names
-    assert f"icrl_lib @ git+{classroom.notebooks.repository()}" in requirements
+    assert f"icrl_lib[book] @ git+{classroom.notebooks.repository()}" in requirements
 
 
 @every_assignment

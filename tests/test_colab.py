@@ -61,7 +61,7 @@ launch_new_instance()
 
 SLIDER = """\
 import matplotlib.pyplot as plt
-from icrl_lib.interactive import Slider
+from icrl_lib.book import Slider
 
 Slider(lambda value: plt.figure(), [1, 2], label="step", alt="An empty figure;")
 """

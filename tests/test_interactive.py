@@ -16,8 +16,8 @@ import nbformat
 import pytest
 from PIL import Image
 
-from icrl_lib import interactive
-from icrl_lib.interactive import WIDGET_VIEW, Slider
+from icrl_lib.book import interactive
+from icrl_lib.book.interactive import WIDGET_VIEW, Slider
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 import notebooks as tool

@@ -12,10 +12,10 @@ import time
 import pytest
 import torch
 
-from icrl_lib import paper
 from icrl_lib.__main__ import main
 from icrl_lib.algorithms import SARSA, ActorCritic
 from icrl_lib.constructions import project
+from icrl_lib.experiments import paper
 from icrl_lib.training import TrainingConfig, train
 
 SMALL = paper.Evaluation(n_mdps=6, n_updates=4, every=2, episodes=3, length=5)
@@ -92,7 +92,8 @@ def test_a_killed_run_resumes_to_the_same_results(tmp_path):
     command += ["--frames", "20", "--batch", "1", "--updates", "10", "--output"]
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     often = (  # the same program, but with a checkpoint twenty times a second
-        "import functools; from icrl_lib import __main__, paper, training; "
+        "import functools; from icrl_lib import __main__, training; "
+        "from icrl_lib.experiments import paper; "
         "paper.train = functools.partial(training.train, checkpoint_every=0.05); "
         f"__main__.main({[*command[3:], str(killed)]!r})"
     )

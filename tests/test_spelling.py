@@ -27,7 +27,7 @@ NOTEBOOKS = sorted(
     for p in (ROOT / folder).glob("*.ipynb")
 )
 MODULES = sorted(
-    p for folder in ("icrl_lib", "tools", "tests") for p in (ROOT / folder).glob("*.py")
+    p for folder in ("icrl_lib", "tools", "tests") for p in (ROOT / folder).rglob("*.py")
 )
 
 # What is no prose, in the order in which it is taken out.

@@ -18,7 +18,7 @@ CLAIM = re.compile(r"^✓ (?P<source>[^:]+): (?P<statement>.*) \((?P<bound>[^()]
 
 
 class Claim(NamedTuple):
-    """A line that `icrl_lib.claims.claim` printed when a chapter was run."""
+    """A line that `icrl_lib.book.claims.claim` printed when a chapter was run."""
 
     source: str
     statement: str

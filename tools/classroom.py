@@ -46,7 +46,7 @@ UNTOUCHED = """\
 import sys
 for name in [name for name in sys.modules if name.partition(".")[0] == "icrl_lib"]:
     del sys.modules[name]
-from icrl_lib import homework
+from icrl_lib.classroom import homework
 """
 """How a hidden test begins: whatever a notebook has put in the place of a check is undone."""
 
@@ -306,7 +306,7 @@ def _strip(notebook: nbformat.NotebookNode) -> None:
 
 
 def _library(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.glob("*.py")}
+    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*.py"))}
 
 
 def _quiet() -> dict[str, str]:

@@ -40,7 +40,7 @@ def setup_cell() -> str:
 
 def requirement() -> str:
     """Return what pip has to install for the library at its released version."""
-    return f"icrl_lib @ git+{repository()}@v{_library_version()}"
+    return f"icrl_lib[book] @ git+{repository()}@v{_library_version()}"
 
 
 def repository() -> str:

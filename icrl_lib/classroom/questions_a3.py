@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from icrl_lib import attention, policies, teachers
-from icrl_lib.homework import (
+from icrl_lib.classroom.homework import (
     Arguments,
     Number,
     Question,

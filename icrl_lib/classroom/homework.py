@@ -22,7 +22,7 @@ from icrl_lib.checks import check_count
 Arguments = dict[str, Any]
 
 ASSIGNMENTS = ("A1", "A2", "A3", "A4")
-"""Each has a module ``icrl_lib.questions_a1`` and so on, with its questions by name."""
+"""Each has a module ``icrl_lib.classroom.questions_a1`` and so on, with its questions by name."""
 
 PUBLIC_SEED = 0
 """Seed of the instances that students see; graders use others."""
@@ -156,7 +156,7 @@ def questions(assignment: str) -> Mapping[str, AnyQuestion]:
         raise ValueError(
             f"assignment: expected one of {', '.join(ASSIGNMENTS)}; got {assignment!r}"
         )
-    return importlib.import_module(f"icrl_lib.questions_{assignment.lower()}").QUESTIONS
+    return importlib.import_module(f"icrl_lib.classroom.questions_{assignment.lower()}").QUESTIONS
 
 
 def _question(name: str) -> AnyQuestion:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from icrl_lib import constructions, gradient_flow
 from icrl_lib.attention import split
-from icrl_lib.homework import Arguments, Number, Question, integer, number, uniform
+from icrl_lib.classroom.homework import Arguments, Number, Question, integer, number, uniform
 
 QUESTIONS: dict[str, Question | Number] = {}
 """The questions by name."""

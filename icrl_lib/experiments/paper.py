@@ -125,11 +125,11 @@ def describe(config: TrainingConfig) -> dict[str, Any]:
 def stored(name: str) -> dict[str, Any]:
     """Return results that come with the library, by name: "sarsa-50", "actor_critic-1000", ...
 
-    They were written by ``python -m icrl_lib paper --output icrl_lib/results``.
+    They were written by ``python -m icrl_lib paper --output icrl_lib/experiments/results``.
     """
-    file = resources.files("icrl_lib") / "results" / f"{name}.json"
+    file = resources.files("icrl_lib.experiments") / "results" / f"{name}.json"
     if not file.is_file():
-        folder = resources.files("icrl_lib") / "results"
+        folder = resources.files("icrl_lib.experiments") / "results"
         names = sorted(f.name.removesuffix(".json") for f in folder.iterdir())
         raise ValueError(f"name: expected one of {', '.join(names)}; got {name!r}")
     return json.loads(file.read_text())
