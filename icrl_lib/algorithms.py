@@ -127,7 +127,7 @@ class SARSA(Algorithm):
         return epsilon_greedy(q, self.epsilon if epsilon is None else epsilon)
 
     def observe(self, features: Tensor, parameters: Tensor, window: Window) -> tuple:
-        phi = at_pairs(features, window.states, window.actions)  # (B, n + 1, d)
+        phi = at_pairs(features, window.states, window.actions, window.terminal)  # (B, n + 1, d)
         return phi[:, :-1], phi[:, 1:], window.rewards, window.discount
 
     def tokens(self, observation: tuple) -> Tensor:
@@ -209,7 +209,7 @@ class ActorCritic(Algorithm):
         return explore(softmax, self.epsilon if epsilon is None else epsilon)
 
     def observe(self, features: ActorCriticFeatures, parameters: Tensor, window: Window) -> tuple:
-        phi_v = at_states(features.value, window.states)  # (B, n + 1, d)
+        phi_v = at_states(features.value, window.states, window.terminal)  # (B, n + 1, d)
         scores = self.scores(features, parameters, window)
         return phi_v[:, :-1], phi_v[:, 1:], window.rewards, scores, window.discount
 
@@ -217,8 +217,8 @@ class ActorCritic(Algorithm):
         """Return the scores g_lambda(s_i, a_i) of the actions that were taken, (B, n, m)."""
         softmax = self.policy(features, parameters, epsilon=0)
         states, actions = window.states[:, :-1], window.actions[:, :-1]
-        taken = at_pairs(features.policy, states, actions)
-        return taken - at_states(mean_features(features.policy, softmax), states)
+        taken = at_pairs(features.policy, states, actions, window.terminal)
+        return taken - at_states(mean_features(features.policy, softmax), states, window.terminal)
 
     def tokens(self, observation: tuple) -> Tensor:
         return prompts.actor_critic_tokens(*observation)
@@ -258,13 +258,24 @@ def _linear(features: Tensor, parameters: Tensor) -> Tensor:
     return (parameters.unsqueeze(1) @ pairs.mT).reshape(features.shape[:-1])
 
 
-def at_pairs(table: Tensor, states: Tensor, actions: Tensor) -> Tensor:
-    """Look up a table (B, S, A, d) at states and actions, each (B, n), shape (B, n, d)."""
-    return at_states(table.flatten(1, 2), states * table.shape[2] + actions)
+def at_pairs(table: Tensor, states: Tensor, actions: Tensor, terminal: int | None = None) -> Tensor:
+    """Look up a table (B, S, A, d) at states and actions, each (B, n), shape (B, n, d).
+
+    In the state `terminal` the answer is 0, whatever the table says.
+    """
+    found = at_states(table.flatten(1, 2), states * table.shape[2] + actions)
+    return _silent(found, states, terminal)
 
 
-def at_states(table: Tensor, states: Tensor) -> Tensor:
-    """Look up a table (B, S, ...) at states (B, n), shape (B, n, ...)."""
+def at_states(table: Tensor, states: Tensor, terminal: int | None = None) -> Tensor:
+    """Look up a table (B, S, ...) at states (B, n), shape (B, n, ...), with 0 at `terminal`."""
     first_row = torch.arange(table.shape[0], device=table.device).unsqueeze(1) * table.shape[1]
     rows = (first_row + states).flatten()
-    return table.flatten(0, 1).index_select(0, rows).unflatten(0, states.shape)
+    found = table.flatten(0, 1).index_select(0, rows).unflatten(0, states.shape)
+    return _silent(found, states, terminal)
+
+
+def _silent(found: Tensor, states: Tensor, terminal: int | None) -> Tensor:
+    if terminal is None:
+        return found
+    return found * (states != terminal).reshape(*states.shape, *[1] * (found.ndim - 2))

@@ -113,6 +113,24 @@ def check_number(
             raise ValueError(f"{name}: expected a number {words}, got {value!r}")
 
 
+Discount = float | torch.Tensor
+"""A discount gamma in [0, 1), or one for each transition, shape (B, n), in [0, 1]."""
+
+
+def check_discount(discount: Discount, rewards: torch.Tensor) -> Discount:
+    """Raise a ValueError unless `discount` suits checked rewards (B, n).
+
+    Returns it as it is multiplied with features (B, n, d): a number, or a tensor (B, n, 1).
+    """
+    if not isinstance(discount, torch.Tensor):
+        check_number("discount", discount, at_least=0, less_than=1)
+        return discount
+    check_tensors(rewards=(rewards, "B n"), discount=(discount, "B n"))
+    if discount.min() < 0 or discount.max() > 1:
+        raise ValueError("discount: expected numbers from 0 to 1, got others")
+    return discount.unsqueeze(-1)
+
+
 def check_count(name: str, value: int, at_least: int = 1) -> None:
     """Raise a ValueError unless `value` is an integer of at least `at_least`."""
     if isinstance(value, bool) or not isinstance(value, Integral) or value < at_least:

@@ -131,7 +131,8 @@ def monte_carlo_return(
     Returns
     -------
     Tensor, shape (B,)
-        Mean over trajectories of sum_i gamma^i r_{i+1}, cut off after `length` rewards.
+        Mean over trajectories of sum_i gamma^i r_{i+1}, cut off after `length` rewards, or where
+        an episode ends.
     """
     check_instance("mdp", mdp, TabularMDP)
     check_policy(mdp, policy)
@@ -140,6 +141,9 @@ def monte_carlo_return(
     copies = torch.arange(mdp.batch, device=policy.device).repeat_interleave(episodes)
     many = mdp[copies]
     window = rollout(many, policy[copies], length, initial_states(many, generator), generator)
+    rewards = window.rewards
+    if mdp.terminal is not None:
+        rewards = rewards * (window.states[:, :-1] != mdp.terminal).cumprod(1)
     index = torch.arange(length, dtype=policy.dtype, device=policy.device)
-    returns = window.rewards @ mdp.discount**index
+    returns = rewards @ mdp.discount**index
     return returns.reshape(mdp.batch, episodes).mean(-1)

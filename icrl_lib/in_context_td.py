@@ -277,7 +277,7 @@ def draw_stretch(
     window = rollout(mdp, uniform_policy(mdp), n + 1 + positions, start, generator)
     index = torch.arange(mdp.batch, device=phi.device).unsqueeze(1)
     walk = phi[index, window.states]  # (B, n + 2 + positions, d)
-    tokens = sarsa_tokens(walk[:, :-1], walk[:, 1:], window.rewards, mdp.discount)
+    tokens = sarsa_tokens(walk[:, :-1], walk[:, 1:], window.rewards, window.discount)
     contexts = tokens.unfold(1, n, 1)[:, : positions + 1].mT
     return Stretch(contexts, walk[:, n + 1 :], window.rewards[:, n + 1 :])
 

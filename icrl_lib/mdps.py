@@ -36,19 +36,23 @@ class TabularMDP:
     initial : Tensor, shape (B, S)
         Distribution of the first state.
     discount : float
-        The discount gamma, in [0, 1).
+        The discount gamma, in [0, 1); 1 is possible where episodes end under every policy.
+    terminal : int, optional
+        The state, if there is one, in which an episode is over. Values end there. The transitions
+        out of it pay nothing; they say how a trajectory goes on.
 
     Raises
     ------
     ValueError
         If shapes disagree, a number is not finite, a row of `transition` or `initial` is not a
-        probability distribution, or `discount` lies outside [0, 1).
+        probability distribution, or `discount` or `terminal` is out of range.
     """
 
     transition: Tensor
     reward: Tensor
     initial: Tensor
     discount: float
+    terminal: int | None = None
 
     def __post_init__(self) -> None:
         check_tensors(
@@ -56,9 +60,19 @@ class TabularMDP:
             reward=(self.reward, "B S A S"),
             initial=(self.initial, "B S"),
         )
-        check_number("discount", self.discount, at_least=0, less_than=1)
+        if self.terminal is None:
+            check_number("discount", self.discount, at_least=0, less_than=1)
+        else:
+            check_number("discount", self.discount, at_least=0, at_most=1)
+            check_count("terminal", self.terminal, at_least=0)
+            if self.terminal >= self.n_states:
+                raise ValueError(f"terminal: expected below {self.n_states}, got {self.terminal!r}")
+            if (self.transition[:, self.terminal] * self.reward[:, self.terminal]).any():
+                raise ValueError("reward: expected 0 on every transition out of the terminal state")
         check_distribution("transition", self.transition)
         check_distribution("initial", self.initial)
+        if self.discount == 1:
+            self._check_that_every_policy_ends()
 
     @property
     def batch(self) -> int:
@@ -90,9 +104,8 @@ class TabularMDP:
 
     def __getitem__(self, index: slice | Tensor) -> TabularMDP:
         """Select MDPs of the batch by a slice or an index tensor; always a batch again."""
-        return TabularMDP(
-            self.transition[index], self.reward[index], self.initial[index], self.discount
-        )
+        tensors = (t[index] for t in (self.transition, self.reward, self.initial))
+        return TabularMDP(*tensors, self.discount, self.terminal)
 
     def to(self, *args: object, **kwargs: object) -> TabularMDP:
         """Move the tensors to a dtype or device, as ``Tensor.to`` does."""
@@ -101,7 +114,23 @@ class TabularMDP:
         if transition.dtype != self.transition.dtype:  # rounded rows sum to 1 again
             transition = transition / transition.sum(-1, keepdim=True)
             initial = initial / initial.sum(-1, keepdim=True)
-        return TabularMDP(transition, reward, initial, self.discount)
+        return TabularMDP(transition, reward, initial, self.discount, self.terminal)
+
+    def _check_that_every_policy_ends(self) -> None:
+        # Look for states that some policy never leaves: take out, one after the other, those
+        # that every action can leave, by more than a row's rounding error.
+        rounding = 8 * self.n_states * torch.finfo(self.transition.dtype).eps
+        kept = torch.ones_like(self.initial, dtype=torch.bool)
+        kept[:, self.terminal] = False
+        for _ in range(self.n_states):
+            leaving = (self.transition @ (~kept).to(self.transition)[:, None, :, None]).squeeze(-1)
+            kept &= (leaving <= rounding).any(-1)
+        if kept.any():
+            mdp, state = kept.nonzero()[0].tolist()
+            raise ValueError(
+                "discount: expected a number less than 1 where some policy goes on for ever, "
+                f"as in MDP {mdp} from state {state}; got {self.discount!r}"
+            )
 
 
 def random_mdps(
@@ -218,10 +247,10 @@ def policy_value(mdp: TabularMDP, policy: Tensor) -> Tensor:
     Returns
     -------
     Tensor, shape (B, S)
-        The solution v of (I - gamma P_pi) v = r_pi.
+        The solution v of (I - gamma P_pi) v = r_pi, and 0 in a terminal state.
     """
     check_policy(mdp, policy)
-    p_pi = torch.einsum("bsa,bsat->bst", policy, mdp.transition)
+    p_pi = _until_the_end(mdp, torch.einsum("bsa,bsat->bst", policy, mdp.transition))
     r_pi = (policy * mdp.expected_reward).sum(-1)
     identity = torch.eye(mdp.n_states, dtype=p_pi.dtype, device=p_pi.device)
     return torch.linalg.solve(identity - mdp.discount * p_pi, r_pi)
@@ -310,7 +339,16 @@ def cumulative(probabilities: Tensor) -> Tensor:
 
 def _backup(mdp: TabularMDP, values: Tensor) -> Tensor:
     """Return r(s, a) + gamma sum_s' P(s' | s, a) v(s') for values (B, S)."""
-    return mdp.expected_reward + mdp.discount * torch.einsum("bsat,bt->bsa", mdp.transition, values)
+    following = torch.einsum("bsat,bt->bsa", mdp.transition, values)
+    return mdp.expected_reward + mdp.discount * _until_the_end(mdp, following)
+
+
+def _until_the_end(mdp: TabularMDP, following: Tensor) -> Tensor:
+    """Return a table (B, S, ...) of what follows each state, with nothing after the end."""
+    if mdp.terminal is None:
+        return following
+    end = torch.tensor([mdp.terminal], device=following.device)
+    return following.index_fill(1, end, 0)
 
 
 def check_policy(mdp: TabularMDP, policy: Tensor) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from icrl_lib.checks import (
+    Discount,
     check_count,
     check_distribution,
     check_generator,
@@ -56,14 +57,27 @@ class Window(NamedTuple):
         a_0, ..., a_n; the last one is drawn but not taken, as SARSA's bootstrap needs it.
     rewards : Tensor, shape (B, n)
         r_1, ..., r_n.
-    discount : float
-        The discount of the MDPs that produced the window.
+    discount : float or Tensor of shape (B, n)
+        The discount of the MDPs that produced the window. Where episodes end, one for every
+        transition, and 0 for those into the terminal state and out of it.
+    terminal : int or None
+        The state in which an episode is over.
     """
 
     states: Tensor
     actions: Tensor
     rewards: Tensor
-    discount: float
+    discount: Discount
+    terminal: int | None = None
+
+    def episodic(self, terminal: int | None) -> Window:
+        """Return the same window of MDPs whose episodes end in the state `terminal`, if any."""
+        if terminal is None:
+            return self
+        over = self.states == terminal
+        gammas = torch.full_like(self.rewards, self.discount)
+        gammas = gammas.masked_fill(over[:, :-1] | over[:, 1:], 0)
+        return self._replace(discount=gammas, terminal=terminal)
 
 
 def uniform_policy(mdp: TabularMDP) -> Tensor:
@@ -203,7 +217,7 @@ def rollout(
     states, actions = states.T.contiguous(), actions.T.contiguous()
     mdp_index = torch.arange(batch, device=state.device).unsqueeze(1)
     rewards = mdp.reward[mdp_index, states[:, :-1], actions[:, :-1], states[:, 1:]]
-    return Window(states, actions, rewards, mdp.discount)
+    return Window(states, actions, rewards, mdp.discount).episodic(mdp.terminal)
 
 
 class _Sampler:

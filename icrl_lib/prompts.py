@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from icrl_lib.checks import check_count, check_number, check_tensors
+from icrl_lib.checks import Discount, check_count, check_discount, check_tensors
 
 
 class Layout(NamedTuple):
@@ -65,22 +65,23 @@ def actor_critic_layout(d: int, m: int) -> Layout:
     )
 
 
-def sarsa_tokens(phi: Tensor, phi_next: Tensor, rewards: Tensor, discount: float) -> Tensor:
+def sarsa_tokens(phi: Tensor, phi_next: Tensor, rewards: Tensor, discount: Discount) -> Tensor:
     """Return the tokens x_i = [phi_i; gamma phi_next_i; r_{i+1}], shape (B, n, 2 d + 1)."""
     check_tensors(phi=(phi, "B n d"), phi_next=(phi_next, "B n d"), rewards=(rewards, "B n"))
-    check_number("discount", discount, at_least=0, less_than=1)
+    gammas = check_discount(discount, rewards)
     tokens = torch.cat([phi, phi_next, rewards.unsqueeze(-1)], -1)
     d = phi.shape[-1]
-    tokens[..., d : 2 * d] *= discount
+    tokens[..., d : 2 * d] *= gammas
     return tokens
 
 
 def actor_critic_tokens(
-    phi_v: Tensor, phi_v_next: Tensor, rewards: Tensor, scores: Tensor, discount: float
+    phi_v: Tensor, phi_v_next: Tensor, rewards: Tensor, scores: Tensor, discount: Discount
 ) -> Tensor:
     """Return x_i = [phi_V(s_i); gamma phi_V(s_{i+1}); r_{i+1}; gamma^i g_lambda(s_i, a_i)].
 
-    The shape is (B, n, 2 d + 1 + m); the power gamma^i starts from 1 in every window.
+    The shape is (B, n, 2 d + 1 + m); the power gamma^i starts from 1 in every window, and again
+    after every transition whose discount is 0.
     """
     check_tensors(
         phi_v=(phi_v, "B n d"),
@@ -88,14 +89,41 @@ def actor_critic_tokens(
         rewards=(rewards, "B n"),
         scores=(scores, "B n m"),
     )
-    check_number("discount", discount, at_least=0, less_than=1)
-    index = torch.arange(rewards.shape[1], dtype=rewards.dtype, device=rewards.device)
-    discounts = (discount**index).unsqueeze(-1)  # (n, 1)
+    gammas = check_discount(discount, rewards)
+    powers = since_start(discount, rewards).unsqueeze(-1)  # (n, 1) or (B, n, 1)
     tokens = torch.cat([phi_v, phi_v_next, rewards.unsqueeze(-1), scores], -1)
     d = phi_v.shape[-1]
-    tokens[..., d : 2 * d] *= discount
-    tokens[..., 2 * d + 1 :] *= discounts
+    tokens[..., d : 2 * d] *= gammas
+    tokens[..., 2 * d + 1 :] *= powers
     return tokens
+
+
+def since_start(discount: Discount, rewards: Tensor) -> Tensor:
+    """Return gamma^0, ..., gamma^{n-1} for rewards (B, n), shape (n,).
+
+    Of a discount (B, n) the products up to each transition since the last that is 0, (B, n).
+    """
+    n = rewards.shape[1]
+    if not isinstance(discount, Tensor):
+        return discount ** torch.arange(n, dtype=rewards.dtype, device=rewards.device)
+    powers = torch.ones_like(rewards)
+    for i in range(1, n):
+        gamma = discount[:, i - 1]
+        powers[:, i] = torch.where(gamma > 0, gamma * powers[:, i - 1], 1)
+    return powers
+
+
+def in_between(discount: Discount, rewards: Tensor) -> Tensor:
+    """Return gamma^{j-i} at [i, j], 0 <= i <= j <= n, and 0 elsewhere, shape (n + 1, n + 1).
+
+    Of a discount (B, n) the products gamma_i ... gamma_{j-1}, shape (B, n + 1, n + 1).
+    """
+    index = torch.arange(rewards.shape[1] + 1, device=rewards.device)
+    later = (index - index.unsqueeze(1)).to(rewards)  # later[i, j] = j - i
+    if not isinstance(discount, Tensor):
+        return torch.where(later >= 0, discount ** later.clamp(min=0), 0)
+    before = torch.cat([torch.ones_like(discount[:, :1]), discount], 1)  # gamma_{j-1} at j
+    return torch.where(later > 0, before.unsqueeze(1), 1).cumprod(-1).triu()
 
 
 def parameter_column(parameters: Tensor) -> Tensor:
@@ -128,7 +156,7 @@ def assemble(tokens: Tensor, parameters: Tensor) -> Tensor:
 
 
 def sarsa_prompt(
-    w: Tensor, phi: Tensor, phi_next: Tensor, rewards: Tensor, discount: float
+    w: Tensor, phi: Tensor, phi_next: Tensor, rewards: Tensor, discount: Discount
 ) -> Tensor:
     """Build the SARSA prompt H (eq. 4 of Liang and Lai, 2026).
 
@@ -140,8 +168,8 @@ def sarsa_prompt(
         phi(s_i, a_i) and phi(s_{i+1}, a_{i+1}).
     rewards : Tensor, shape (B, n)
         Rewards r_1, ..., r_n.
-    discount : float
-        The discount gamma, in [0, 1).
+    discount : float or Tensor of shape (B, n)
+        The discount gamma, in [0, 1), or gamma_i, in [0, 1], of each transition.
 
     Returns
     -------
@@ -159,7 +187,7 @@ def actor_critic_prompt(
     phi_v_next: Tensor,
     rewards: Tensor,
     scores: Tensor,
-    discount: float,
+    discount: Discount,
 ) -> Tensor:
     """Build the actor-critic prompt H (eq. 13 of Liang and Lai, 2026).
 
@@ -175,8 +203,8 @@ def actor_critic_prompt(
         Rewards r_1, ..., r_n.
     scores : Tensor, shape (B, n, m)
         Scores g_lambda(s_i, a_i), undiscounted.
-    discount : float
-        The discount gamma, in [0, 1).
+    discount : float or Tensor of shape (B, n)
+        The discount gamma, in [0, 1), or gamma_i, in [0, 1], of each transition.
 
     Returns
     -------

@@ -1,14 +1,31 @@
-"""Textbook updates that a transformer is to reproduce. Nothing here knows about transformers."""
+"""Textbook updates that a transformer is to reproduce. Nothing here knows about transformers.
+
+Where episodes end within a window, the discount is a tensor of one gamma_i for each transition
+(transition-based discounting; White, 2017). It is 0 for the transition that ends an episode and
+for the one to the next first state, at which features and scores before the transition are zero:
+so nothing is bootstrapped, returned, traced or written from one episode to another.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from icrl_lib.checks import check_count, check_distribution, check_number, check_tensors
+from icrl_lib.checks import (
+    Discount,
+    check_count,
+    check_discount,
+    check_distribution,
+    check_number,
+    check_tensors,
+)
 
 
-def td_errors(w: Tensor, phi: Tensor, phi_next: Tensor, rewards: Tensor, discount: float) -> Tensor:
+def td_errors(
+    w: Tensor, phi: Tensor, phi_next: Tensor, rewards: Tensor, discount: Discount
+) -> Tensor:
     """Compute the temporal-difference errors of linear values w^T phi.
 
     Parameters
@@ -19,8 +36,8 @@ def td_errors(w: Tensor, phi: Tensor, phi_next: Tensor, rewards: Tensor, discoun
         Features before and after each transition.
     rewards : Tensor, shape (B, n)
         Rewards r_1, ..., r_n.
-    discount : float
-        The discount gamma, in [0, 1).
+    discount : float or Tensor of shape (B, n)
+        The discount gamma, in [0, 1), or gamma_i, in [0, 1], of each transition.
 
     Returns
     -------
@@ -33,12 +50,12 @@ def td_errors(w: Tensor, phi: Tensor, phi_next: Tensor, rewards: Tensor, discoun
         phi_next=(phi_next, "B n d"),
         rewards=(rewards, "B n"),
     )
-    check_number("discount", discount, at_least=0, less_than=1)
+    check_discount(discount, rewards)
     return _td_errors(w, phi, phi_next, rewards, discount)
 
 
 def sarsa_update(
-    w: Tensor, phi: Tensor, phi_next: Tensor, rewards: Tensor, discount: float, alpha: float
+    w: Tensor, phi: Tensor, phi_next: Tensor, rewards: Tensor, discount: Discount, alpha: float
 ) -> Tensor:
     """Take one step of batch semi-gradient SARSA (eq. 2 of Liang and Lai, 2026).
 
@@ -50,8 +67,8 @@ def sarsa_update(
         phi(s_i, a_i) and phi(s_{i+1}, a_{i+1}).
     rewards : Tensor, shape (B, n)
         Rewards r_1, ..., r_n.
-    discount : float
-        The discount gamma, in [0, 1).
+    discount : float or Tensor of shape (B, n)
+        The discount gamma, in [0, 1), or gamma_i, in [0, 1], of each transition.
     alpha : float
         Step size, above 0.
 
@@ -77,7 +94,7 @@ def actor_critic_update(
     phi_v_next: Tensor,
     rewards: Tensor,
     scores: Tensor,
-    discount: float,
+    discount: Discount,
     alpha: float,
     beta: float,
 ) -> tuple[Tensor, Tensor]:
@@ -97,8 +114,8 @@ def actor_critic_update(
         Rewards r_1, ..., r_n.
     scores : Tensor, shape (B, n, m)
         Scores g_lambda(s_i, a_i), undiscounted.
-    discount : float
-        The discount gamma, in [0, 1).
+    discount : float or Tensor of shape (B, n)
+        The discount gamma, in [0, 1), or gamma_i, in [0, 1], of each transition.
     alpha, beta : float
         Step sizes of actor and critic, above 0.
 
@@ -122,7 +139,7 @@ def actor_critic_update(
         lam=(lam, "B m"),
         scores=(scores, "B n m"),
     )
-    check_number("discount", discount, at_least=0, less_than=1)
+    check_discount(discount, rewards)
     check_number("alpha", alpha, above=0)
     check_number("beta", beta, above=0)
     delta = _td_errors(w, phi_v, phi_v_next, rewards, discount)
@@ -137,7 +154,7 @@ def td_update(
     phi: Tensor,
     phi_next: Tensor,
     rewards: Tensor,
-    discount: float,
+    discount: Discount,
     alpha: float,
     ratios: Tensor | None = None,
 ) -> Tensor:
@@ -153,8 +170,8 @@ def td_update(
         phi(s_i) and phi(s_{i+1}).
     rewards : Tensor, shape (B, n)
         Rewards r_1, ..., r_n.
-    discount : float
-        The discount gamma, in [0, 1).
+    discount : float or Tensor of shape (B, n)
+        The discount gamma, in [0, 1), or gamma_i, in [0, 1], of each transition.
     alpha : float
         Step size, above 0.
     ratios : Tensor, shape (B, n), optional
@@ -176,7 +193,7 @@ def td_update(
 
 
 def residual_gradient_update(
-    w: Tensor, phi: Tensor, phi_next: Tensor, rewards: Tensor, discount: float, alpha: float
+    w: Tensor, phi: Tensor, phi_next: Tensor, rewards: Tensor, discount: Discount, alpha: float
 ) -> Tensor:
     """Take one step of the residual-gradient algorithm (Baird, 1995).
 
@@ -190,7 +207,8 @@ def residual_gradient_update(
     """
     delta = td_errors(w, phi, phi_next, rewards, discount)
     check_number("alpha", alpha, above=0)
-    return w + alpha * _mean_of_products(delta, phi - discount * phi_next)
+    gammas = discount.unsqueeze(-1) if isinstance(discount, Tensor) else discount
+    return w + alpha * _mean_of_products(delta, phi - gammas * phi_next)
 
 
 def expected_sarsa_update(
@@ -199,7 +217,7 @@ def expected_sarsa_update(
     phi_next: Tensor,
     probabilities: Tensor,
     rewards: Tensor,
-    discount: float,
+    discount: Discount,
     alpha: float,
 ) -> Tensor:
     """Take one step of batch expected SARSA (Sutton and Barto, 2018, section 6.6).
@@ -231,7 +249,7 @@ def expected_sarsa_update(
 
 
 def q_learning_update(
-    w: Tensor, phi: Tensor, phi_next: Tensor, rewards: Tensor, discount: float, alpha: float
+    w: Tensor, phi: Tensor, phi_next: Tensor, rewards: Tensor, discount: Discount, alpha: float
 ) -> Tensor:
     """Take one step of batch Q-learning (Sutton and Barto, 2018, section 6.5).
 
@@ -249,7 +267,7 @@ def q_learning_update(
 
 
 def n_step_sarsa_update(
-    w: Tensor, phi: Tensor, rewards: Tensor, discount: float, alpha: float, steps: int
+    w: Tensor, phi: Tensor, rewards: Tensor, discount: Discount, alpha: float, steps: int
 ) -> Tensor:
     """Take one step of batch n-step SARSA (Sutton and Barto, 2018, section 7.2).
 
@@ -282,18 +300,19 @@ def n_step_sarsa_update(
             f"phi, rewards: expected n + 1 feature vectors and n rewards, "
             f"got {phi.shape[1]} and {n}"
         )
-    check_number("discount", discount, at_least=0, less_than=1)
+    check_discount(discount, rewards)
     check_number("alpha", alpha, above=0)
     check_count("steps", steps)
     values = _values(phi, w)  # (B, n + 1)
+    gammas, later = _of_each_transition(discount, n), rewards.split(1, 1)
     targets = []
     for i in range(n):
         end = min(i + steps, n)
-        target = values[:, end]
+        target = values[:, end : end + 1]
         for j in reversed(range(i, end)):
-            target = rewards[:, j] + discount * target
+            target = later[j] + gammas[j] * target
         targets.append(target)
-    errors = torch.stack(targets, 1) - values[:, :-1]
+    errors = torch.cat(targets, 1) - values[:, :-1]
     return w + alpha * _mean_of_products(errors, phi[:, :-1])
 
 
@@ -302,7 +321,7 @@ def sarsa_lambda_update(
     phi: Tensor,
     phi_next: Tensor,
     rewards: Tensor,
-    discount: float,
+    discount: Discount,
     alpha: float,
     trace_decay: float,
 ) -> Tensor:
@@ -319,17 +338,19 @@ def sarsa_lambda_update(
     Returns
     -------
     Tensor, shape (B, d)
-        w + (alpha / n) sum_i delta_i z_i with z_i = gamma trace_decay z_{i-1} + phi_i; the trace z
-        starts from zero in every window.
+        w + (alpha / n) sum_i delta_i z_i with z_i = gamma_{i-1} trace_decay z_{i-1} + phi_i; the
+        trace z starts from zero in every window.
     """
     delta = td_errors(w, phi, phi_next, rewards, discount)
     check_number("alpha", alpha, above=0)
     check_number("trace_decay", trace_decay, at_least=0, at_most=1)
     trace, total = torch.zeros_like(w), torch.zeros_like(w)
-    for i in range(delta.shape[1]):
-        trace = discount * trace_decay * trace + phi[:, i]
+    n = delta.shape[1]
+    gammas = _of_each_transition(discount, n)
+    for i in range(n):
+        trace = gammas[i - 1] * trace_decay * trace + phi[:, i]
         total = total + delta[:, i : i + 1] * trace
-    return w + alpha * total / delta.shape[1]
+    return w + alpha * total / n
 
 
 def differential_sarsa_update(
@@ -389,7 +410,7 @@ def q_actor_critic_update(
     phi_next: Tensor,
     rewards: Tensor,
     scores: Tensor,
-    discount: float,
+    discount: Discount,
     alpha: float,
     beta: float,
 ) -> tuple[Tensor, Tensor]:
@@ -432,7 +453,7 @@ def reinforce_update(
     phi_v: Tensor,
     rewards: Tensor,
     scores: Tensor,
-    discount: float,
+    discount: Discount,
     alpha: float,
     beta: float,
 ) -> tuple[Tensor, Tensor]:
@@ -456,13 +477,14 @@ def reinforce_update(
         lam=(lam, "B m"),
         scores=(scores, "B n m"),
     )
-    check_number("discount", discount, at_least=0, less_than=1)
+    check_discount(discount, rewards)
     check_number("alpha", alpha, above=0)
     check_number("beta", beta, above=0)
-    returns = [torch.zeros_like(rewards[:, 0])]
-    for reward in reversed(rewards.unbind(1)):
-        returns.append(reward + discount * returns[-1])
-    errors = torch.stack(returns[:0:-1], 1) - _values(phi_v, w)
+    returns = [torch.zeros_like(rewards[:, :1])]
+    gammas = _of_each_transition(discount, rewards.shape[1])
+    for reward, gamma in zip(reversed(rewards.split(1, 1)), reversed(gammas), strict=True):
+        returns.append(reward + gamma * returns[-1])
+    errors = torch.cat(returns[:0:-1], 1) - _values(phi_v, w)
     return (
         lam + alpha * _mean_of_products(_since_start(rewards, discount) * errors, scores),
         w + beta * _mean_of_products(errors, phi_v),
@@ -470,7 +492,7 @@ def reinforce_update(
 
 
 def td_system(
-    phi: Tensor, phi_next: Tensor, rewards: Tensor, discount: float
+    phi: Tensor, phi_next: Tensor, rewards: Tensor, discount: Discount
 ) -> tuple[Tensor, Tensor]:
     """Return the A and b by which batch TD and SARSA are affine: w' = w + alpha (b - A w).
 
@@ -480,8 +502,8 @@ def td_system(
         Features before and after each transition.
     rewards : Tensor, shape (B, n)
         Rewards r_1, ..., r_n.
-    discount : float
-        The discount gamma, in [0, 1).
+    discount : float or Tensor of shape (B, n)
+        The discount gamma, in [0, 1), or gamma_i, in [0, 1], of each transition.
 
     Returns
     -------
@@ -493,13 +515,12 @@ def td_system(
     sizes = check_tensors(
         phi=(phi, "B n d"), phi_next=(phi_next, "B n d"), rewards=(rewards, "B n")
     )
-    check_number("discount", discount, at_least=0, less_than=1)
-    A = phi.mT @ (phi - discount * phi_next) / sizes["n"]
+    A = phi.mT @ (phi - check_discount(discount, rewards) * phi_next) / sizes["n"]
     return A, _mean_of_products(rewards, phi)
 
 
 def least_squares_td(
-    w: Tensor, phi: Tensor, phi_next: Tensor, rewards: Tensor, discount: float
+    w: Tensor, phi: Tensor, phi_next: Tensor, rewards: Tensor, discount: Discount
 ) -> Tensor:
     """Solve the equations of least-squares TD as repeated updates from `w` would.
 
@@ -515,8 +536,8 @@ def least_squares_td(
         Features before and after each transition.
     rewards : Tensor, shape (B, n)
         Rewards r_1, ..., r_n.
-    discount : float
-        The discount gamma, in [0, 1).
+    discount : float or Tensor of shape (B, n)
+        The discount gamma, in [0, 1), or gamma_i, in [0, 1], of each transition.
 
     Returns
     -------
@@ -548,7 +569,7 @@ def least_squares_td(
 
 
 def _td_errors(
-    w: Tensor, phi: Tensor, phi_next: Tensor, rewards: Tensor, discount: float
+    w: Tensor, phi: Tensor, phi_next: Tensor, rewards: Tensor, discount: Discount
 ) -> Tensor:
     return rewards + discount * _values(phi_next, w) - _values(phi, w)
 
@@ -559,7 +580,7 @@ def _values(phi: Tensor, w: Tensor) -> Tensor:
 
 
 def _next_values(
-    w: Tensor, phi: Tensor, phi_next: Tensor, rewards: Tensor, discount: float, alpha: float
+    w: Tensor, phi: Tensor, phi_next: Tensor, rewards: Tensor, discount: Discount, alpha: float
 ) -> Tensor:
     """Check the arguments of an update that looks at every next action; return q (B, n, A)."""
     check_tensors(
@@ -568,14 +589,25 @@ def _next_values(
         phi_next=(phi_next, "B n A d"),
         rewards=(rewards, "B n"),
     )
-    check_number("discount", discount, at_least=0, less_than=1)
+    check_discount(discount, rewards)
     check_number("alpha", alpha, above=0)
     return (phi_next @ w[:, None, :, None]).squeeze(-1)
 
 
-def _since_start(rewards: Tensor, discount: float) -> Tensor:
-    """Return gamma^0, ..., gamma^{n-1} for rewards (B, n), shape (n,)."""
-    return rewards.detach().new_tensor([discount**i for i in range(rewards.shape[1])])
+def _of_each_transition(discount: Discount, n: int) -> Sequence[float | Tensor]:
+    """Return gamma_0, ..., gamma_{n-1}, numbers or columns (B, 1)."""
+    return discount.split(1, 1) if isinstance(discount, Tensor) else [discount] * n
+
+
+def _since_start(rewards: Tensor, discount: Discount) -> Tensor:
+    """Return gamma^i, shape (n,), or (B, n) where the power begins again in every episode."""
+    n = rewards.shape[1]
+    if not isinstance(discount, Tensor):
+        return rewards.detach().new_tensor([discount**i for i in range(n)])
+    powers = [torch.ones_like(rewards[:, :1])]
+    for gamma in _of_each_transition(discount, n)[:-1]:
+        powers.append(torch.where(gamma == 0, 1, gamma * powers[-1]))
+    return torch.cat(powers, 1)
 
 
 def _mean_of_products(scalars: Tensor, vectors: Tensor) -> Tensor:

@@ -2,16 +2,17 @@
 
 Gymnasium is an optional extra: it is imported where it is used, not with this module.
 
-In Gymnasium an episode ends; a `TabularMDP` goes on for ever. What ends an episode is a property
-of a *transition*: the same state can be entered by one that ends the episode and by one that does
-not. So an imported world has one state more than Gymnasium's table, the last one, ``terminal``, to
-which exactly the transitions that end an episode lead. There are two ways to go on from it:
+In Gymnasium an episode ends. What ends it is a property of a *transition*: the same state can be
+entered by one that ends the episode and by one that does not. So an imported world has one state
+more than Gymnasium's table, the last one, ``terminal``, to which exactly the transitions that end
+an episode lead. There are two ways to go on from it, and values are those of the episodes in both:
 
-* absorbing (`from_gymnasium`): stay, with reward 0. Values are those of the episodes.
+* absorbing (`from_gymnasium`): stay, with reward 0.
 * restarting (`restarting`): go to a first state, with reward 0. Experience never runs out.
 
-With features that are zero in the terminal state (`zero_at_terminal`) linear SARSA cannot tell one
-from the other: a transition into it has the target r + gamma 0, and one out of it moves nothing.
+In a window of either, the discount of a transition into the terminal state is 0, and what is looked
+up in that state is 0. So every update is episodic: nothing is bootstrapped, returned or traced
+across an end, and a restart is a token that writes nothing.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ def from_gymnasium(
     reward = torch.where(transition > 0, paid / transition.clamp(min=1e-300), 0.0)
     initial = torch.zeros(n_states + 1, dtype=torch.float64)
     initial[:n_states] = torch.as_tensor(world.initial_state_distrib, dtype=torch.float64)
-    return TabularMDP(transition[None], reward[None], initial[None], discount).to(dtype)
+    return TabularMDP(transition[None], reward[None], initial[None], discount, n_states).to(dtype)
 
 
 def restarting(mdp: TabularMDP) -> TabularMDP:
@@ -107,43 +108,52 @@ def restarting(mdp: TabularMDP) -> TabularMDP:
     Parameters
     ----------
     mdp : TabularMDP
-        MDPs whose last state is terminal: it leads to itself and pays nothing.
+        MDPs with a terminal state. Where none is named, it is the last state, if that leads to
+        itself and pays nothing.
 
     Returns
     -------
     TabularMDP
-        MDPs that never end, for the loop to act in. Their values are *not* those of the episodes,
-        because what comes after the restart counts: take values from `mdp`.
+        MDPs whose experience never ends, for the loop to act in, with the values of `mdp`.
 
     Raises
     ------
     ValueError
-        If the last state is not terminal.
+        If there is no terminal state.
     """
     check_instance("mdp", mdp, TabularMDP)
-    stays, pays = mdp.transition[:, -1, :, -1], mdp.reward[:, -1, :, -1]
-    if not ((stays == 1).all() and (pays == 0).all()):
-        raise ValueError("mdp: expected a last state that leads to itself with reward 0")
+    terminal = mdp.terminal
+    if terminal is None:
+        terminal = mdp.n_states - 1
+        stays, pays = mdp.transition[:, -1, :, -1], mdp.reward[:, -1, :, -1]
+        if not ((stays == 1).all() and (pays == 0).all()):
+            raise ValueError(
+                "mdp: expected a terminal state, or a last one that leads to itself with reward 0"
+            )
     transition, reward = mdp.transition.clone(), mdp.reward.clone()
-    transition[:, -1] = mdp.initial.unsqueeze(1)
-    reward[:, -1] = 0
-    return TabularMDP(transition, reward, mdp.initial, mdp.discount)
+    transition[:, terminal] = mdp.initial.unsqueeze(1)
+    reward[:, terminal] = 0
+    return TabularMDP(transition, reward, mdp.initial, mdp.discount, terminal)
 
 
 def zero_at_terminal(features: Tensor) -> Tensor:
-    """Append the terminal state to features of state-action pairs, with phi(terminal, a) = 0.
+    """Append the terminal state to features of pairs or of states, with zeros.
+
+    Windows do not look at what features say there: tables need the row, and values w^T phi that
+    are printed or drawn are then right in it too.
 
     Parameters
     ----------
-    features : Tensor, shape (B, S, A, d)
+    features : Tensor, shape (B, S, A, d) or (B, S, d)
         Features of the states that are not terminal.
 
     Returns
     -------
-    Tensor, shape (B, S + 1, A, d)
-        Features of all states, with q_w(terminal, a) = 0 for every w.
+    Tensor, shape (B, S + 1, A, d) or (B, S + 1, d)
+        Features of all states.
     """
-    check_tensors(features=(features, "B S A d"))
+    of_states = isinstance(features, Tensor) and features.ndim == 3
+    check_tensors(features=(features, "B S d" if of_states else "B S A d"))
     return torch.cat([features, torch.zeros_like(features[:, :1])], dim=1)
 
 

@@ -23,7 +23,7 @@ from icrl_lib.algorithms import (
     at_pairs,
     at_states,
 )
-from icrl_lib.checks import check_count, check_number
+from icrl_lib.checks import check_count, check_discount, check_number
 from icrl_lib.features import random_features
 from icrl_lib.mdps import TabularMDP
 from icrl_lib.policies import Window, explore, random_policy
@@ -126,7 +126,7 @@ class TD(OneHead):
         return features.behaviour
 
     def observe(self, features: EvaluationFeatures, parameters: Tensor, window: Window) -> tuple:
-        phi = at_states(features.value, window.states)  # (B, n + 1, d)
+        phi = at_states(features.value, window.states, window.terminal)  # (B, n + 1, d)
         return phi[:, :-1], phi[:, 1:], window.rewards, window.discount
 
     def tokens(self, observation: tuple) -> Tensor:
@@ -194,7 +194,7 @@ class ExpectedSARSA(SARSA):
 
     def observe(self, features: Tensor, parameters: Tensor, window: Window) -> tuple:
         states, actions = window.states, window.actions
-        phi = at_pairs(features, states[:, :-1], actions[:, :-1])
+        phi = at_pairs(features, states[:, :-1], actions[:, :-1], window.terminal)
         probabilities = at_states(self.policy(features, parameters), states[:, 1:])
         phi_next = at_states(features, states[:, 1:])
         return phi, phi_next, probabilities, window.rewards, window.discount
@@ -223,18 +223,18 @@ class NStepSARSA(SARSA):
         check_count("steps", self.steps)
 
     def observe(self, features: Tensor, parameters: Tensor, window: Window) -> tuple:
-        return at_pairs(features, window.states, window.actions), window.rewards, window.discount
+        phi = at_pairs(features, window.states, window.actions, window.terminal)
+        return phi, window.rewards, window.discount
 
     def tokens(self, observation: tuple) -> Tensor:
         phi, rewards, discount = observation
         n = rewards.shape[1]
         index = torch.arange(n, device=rewards.device)
         ahead = (index + self.steps).clamp(max=n)  # where the look-ahead of each transition ends
-        later = index - index.unsqueeze(1)  # later[i, j] = j - i
-        counted = (later >= 0) & (index < ahead.unsqueeze(1))
-        powers = torch.where(counted, discount ** later.clamp(min=0).to(rewards), 0)  # (n, n)
-        bootstrap = (discount ** (ahead - index).to(rewards)).unsqueeze(-1) * phi[:, ahead]
-        returns = (rewards @ powers.mT).unsqueeze(-1)
+        powers = prompts.in_between(discount, rewards)
+        bootstrap = powers[..., index, ahead].unsqueeze(-1) * phi[:, ahead]
+        powers = torch.where(index < ahead.unsqueeze(1), powers[..., :-1, :-1], 0)
+        returns = (rewards.unsqueeze(1) @ powers.mT).mT
         return torch.cat([phi[:, :-1], bootstrap, returns], -1)
 
     def teach(self, parameters: Tensor, observation: tuple) -> Tensor:
@@ -267,9 +267,7 @@ class SARSALambda(OneHead, SARSA):
 
     def tokens(self, observation: tuple) -> Tensor:
         phi, _, rewards, discount = observation
-        index = torch.arange(rewards.shape[1], device=rewards.device)
-        age = (index.unsqueeze(1) - index).to(rewards)  # age[i, j] = i - j
-        decay = torch.where(age >= 0, (discount * self.trace_decay) ** age.clamp(min=0), 0)
+        decay = prompts.in_between(discount * self.trace_decay, rewards)[..., :-1, :-1].mT
         return torch.cat([super().tokens(observation), decay @ phi], -1)
 
     def teach(self, parameters: Tensor, observation: tuple) -> Tensor:
@@ -279,6 +277,8 @@ class SARSALambda(OneHead, SARSA):
 @dataclasses.dataclass(frozen=True)
 class DifferentialSARSA(OneHead, SARSA):
     """Differential SARSA, for the average reward: parameters [r-bar; w], and no discount.
+
+    An average over time counts the restart of an episode as a step. Its token moves r-bar, not w.
 
     Parameters
     ----------
@@ -373,7 +373,7 @@ class QActorCritic(OneHead, ActorCritic):
         )
 
     def observe(self, features: ActorCriticFeatures, parameters: Tensor, window: Window) -> tuple:
-        phi = at_pairs(features.value, window.states, window.actions)
+        phi = at_pairs(features.value, window.states, window.actions, window.terminal)
         scores = self.scores(features, parameters, window)
         return phi[:, :-1], phi[:, 1:], window.rewards, scores, window.discount
 
@@ -420,11 +420,10 @@ class Reinforce(OneHead, ActorCritic):
 
     def tokens(self, observation: tuple) -> Tensor:
         phi_v, rewards, scores, discount = observation
-        index = torch.arange(rewards.shape[1], device=rewards.device)
-        later = (index - index.unsqueeze(1)).to(rewards)  # later[i, j] = j - i
-        powers = torch.where(later >= 0, discount ** later.clamp(min=0), 0)
-        returns = rewards @ powers.mT
-        return torch.cat([phi_v, returns.unsqueeze(-1), powers[0].unsqueeze(-1) * scores], -1)
+        later = prompts.in_between(discount, rewards)[..., :-1, :-1]
+        returns = (rewards.unsqueeze(1) @ later.mT).mT
+        powers = prompts.since_start(discount, rewards).unsqueeze(-1)
+        return torch.cat([phi_v, returns, powers * scores], -1)
 
     def teach(self, parameters: Tensor, observation: tuple) -> Tensor:
         lam, w = self.split(parameters)
@@ -458,13 +457,14 @@ class QLearning(SARSA):
 
     def observe(self, features: Tensor, parameters: Tensor, window: Window) -> tuple:
         states, actions = window.states, window.actions
-        phi = at_pairs(features, states[:, :-1], actions[:, :-1])
+        phi = at_pairs(features, states[:, :-1], actions[:, :-1], window.terminal)
         phi_next = at_states(features, states[:, 1:])
         return phi, phi_next, window.rewards, window.discount
 
     def tokens(self, observation: tuple) -> Tensor:
         phi, phi_next, rewards, discount = observation
-        return torch.cat([phi, discount * phi_next.flatten(2), rewards.unsqueeze(-1)], -1)
+        gammas = check_discount(discount, rewards)
+        return torch.cat([phi, gammas * phi_next.flatten(2), rewards.unsqueeze(-1)], -1)
 
     def teach(self, parameters: Tensor, observation: tuple) -> Tensor:
         return teachers.q_learning_update(parameters, *observation, self.alpha)

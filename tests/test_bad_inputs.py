@@ -878,7 +878,9 @@ ROWS = {
         {"mdp": AN_MDP, "index": a_count(1, 0, 2), "terminal": but(a_count(2, 0, 6), "None")},
     ),
     "worlds.zero_at_terminal": Row(
-        worlds.zero_at_terminal, {"features": a_tensor("B S A d", "first last dtype")}
+        worlds.zero_at_terminal,
+        # an axis too few: features of states
+        {"features": but(a_tensor("B S A d", "first last dtype"), "an axis too few")},
     ),
     "zoo.DifferentialSARSA": settings(zoo.DifferentialSARSA, **SARSA_SETTINGS, beta=STEP),
     "zoo.ExpectedSARSA": settings(zoo.ExpectedSARSA, **SARSA_SETTINGS),
@@ -918,6 +920,8 @@ WITHOUT = {
     "classroom.homework.uniform": REFERENCE,
     "classroom.homework.window": REFERENCE,
     "mdps.cumulative": INNER,
+    "prompts.in_between": INNER,
+    "prompts.since_start": INNER,
     "training.Run": RECORDS,
     "zoo.OneHead": ABSTRACT,
 }

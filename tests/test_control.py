@@ -1,5 +1,6 @@
 """Closed-loop control: what is kept, what it is worth, and that blocks control like teachers."""
 
+import dataclasses
 import functools
 import math
 
@@ -11,6 +12,7 @@ from icrl_lib.algorithms import SARSA, ActorCritic
 from icrl_lib.control import exact_returns, improve, monte_carlo_return
 from icrl_lib.mdps import TabularMDP, expected_return, random_mdps
 from icrl_lib.policies import rollout
+from icrl_lib.worlds import restarting
 
 ALGOS = [SARSA(d=4, epsilon=0.3), ActorCritic(d=3, m=4, epsilon=0.3)]
 each_algorithm = pytest.mark.parametrize("algorithm", ALGOS, ids=[a.name for a in ALGOS])
@@ -193,6 +195,15 @@ def test_exact_returns_of_two_states():
 def test_exact_returns_refuse_bad_policies(spoil):
     with pytest.raises(ValueError, match=r"^policies:"):
         exact_returns(countdown(), spoil(torch.ones(3, 2, 2, 1).double()))
+
+
+def test_a_monte_carlo_return_ends_with_the_episode(generator):
+    """8 and then the end; what comes after the restart is another episode's."""
+    paid = countdown().reward
+    paid[:, 1] = 0
+    over = restarting(dataclasses.replace(countdown(), reward=paid, terminal=1))
+    estimate = monte_carlo_return(over, torch.ones(2, 2, 1).double(), 3, 9, generator=generator)
+    assert estimate.tolist() == [8, 16]
 
 
 def countdown():

@@ -173,6 +173,71 @@ def test_mdp_refuses_rows_that_are_no_distribution(name, row):
         TabularMDP(**{**good, name: bad})
 
 
+# --- the end of an episode
+
+
+def walk(discount, terminal=2, back=0.0, dtype=torch.float64):
+    """From 0 to 1 for 1, from 1 to the end for 2 or `back` to 0 for 4; then on from 0 or 1."""
+    transition = [[0, 1, 0], [back, 0, 1 - back], [0.5, 0.5, 0]]
+    reward = [[9, 1, 9], [4, 9, 2], [0, 0, 9]]
+    tables = (torch.tensor(t, dtype=dtype).reshape(1, 3, 1, 3) for t in (transition, reward))
+    return TabularMDP(*tables, torch.tensor([[0.5, 0.5, 0]], dtype=dtype), discount, terminal)
+
+
+ONLY = torch.ones(1, 3, 1, dtype=torch.float64)
+
+
+def test_values_end_with_the_episode():
+    """v(1) = 2 and v(0) = 1 + 2 / 2."""
+    close(policy_value(walk(0.5), ONLY), [[2, 2, 0]])
+
+
+def test_action_values_end_with_the_episode():
+    close(policy_action_value(walk(0.5), ONLY), [[[2], [2], [0]]])
+
+
+def test_optimal_values_end_with_the_episode():
+    close(value_iteration(walk(0.5)), [[[2], [2], [0]]])
+
+
+def test_returns_end_with_the_episode():
+    close(expected_return(walk(0.25), ONLY), [(1.5 + 2) / 2])
+
+
+def test_values_without_discount():
+    """v(1) = (4 + v(0)) / 2 + 2 / 2 and v(0) = 1 + v(1), so that v(1) = 7."""
+    close(policy_value(walk(1, back=0.5), ONLY), [[8, 7, 0]])
+
+
+@pytest.mark.parametrize("terminal", [None, 2])
+def test_discount_1_is_refused_where_a_policy_goes_on(terminal):
+    with pytest.raises(ValueError, match=r"^discount: .*less than 1"):
+        walk(1, terminal, back=1.0)
+
+
+def test_one_endless_policy_is_enough():
+    """Whoever always takes action 1 in state 0 never ends; the message says so."""
+    transition = torch.tensor([[[0, 1.0], [1, 0]], [[0, 1], [0, 1]]])[None]
+    with pytest.raises(ValueError, match="MDP 0 from state 0"):
+        TabularMDP(transition, torch.zeros_like(transition), torch.eye(2)[:1], 1, terminal=1)
+
+
+def test_selection_and_conversion_keep_the_end():
+    assert walk(0.5)[:1].terminal == 2
+    assert walk(0.5).to(torch.float32).terminal == 2
+
+
+@pytest.mark.parametrize("terminal", [3, -1, 1.0, True, "2"])
+def test_mdp_refuses_terminal_states(terminal):
+    with pytest.raises(ValueError, match=r"^terminal:"):
+        walk(0.5, terminal)
+
+
+def test_the_end_pays_nothing():
+    with pytest.raises(ValueError, match=r"^reward: expected 0"):
+        walk(0.5, terminal=1)
+
+
 # --- the random family
 
 

@@ -1,5 +1,6 @@
 """Gymnasium's worlds against Gymnasium's own steps, and tabular MDPs as environments."""
 
+import dataclasses
 import itertools
 import subprocess
 import sys
@@ -200,6 +201,25 @@ def test_restarting_leads_from_the_terminal_state_to_the_first_ones():
     assert torch.equal(endless.transition[:, :-1], mdp.transition[:, :-1])
 
 
+@pytest.mark.parametrize("make", [FrozenLakeEnv, TaxiEnv])
+def test_a_world_that_restarts_has_the_values_of_its_episodes(make):
+    mdp = read(make())
+    q, again = (value_iteration(world) for world in (mdp, worlds.restarting(mdp)))
+    torch.testing.assert_close(again, q, rtol=0, atol=1e-12)
+
+
+def test_restarting_takes_any_terminal_state():
+    """State 0 is over; nobody has to say what follows it."""
+    transition = torch.tensor([[0.5, 0.5], [1.0, 0.0]]).reshape(1, 2, 1, 2)
+    mdp = mdps.TabularMDP(transition, torch.zeros(1, 2, 1, 2), torch.tensor([[0.0, 1.0]]), 0.9, 0)
+    assert worlds.restarting(mdp).transition[0, :, 0].tolist() == [[0, 1], [1, 0]]
+
+
+def test_restarting_names_the_last_state_if_none_is_named():
+    lake = read(FrozenLakeEnv())
+    assert worlds.restarting(dataclasses.replace(lake, terminal=None)).terminal == 16
+
+
 def test_restarting_leaves_its_argument_as_it_is():
     mdp = read(FrozenLakeEnv())
     worlds.restarting(mdp)
@@ -222,6 +242,12 @@ def test_zero_at_terminal_appends_one_state(generator):
     extended = worlds.zero_at_terminal(features)
     assert torch.equal(extended[:, :3], features)
     assert torch.equal(extended[:, 3:], torch.zeros(2, 1, 4, 5))
+
+
+def test_zero_at_terminal_takes_features_of_states(generator):
+    features = random_features(2, 3, 5, generator=generator)
+    extended = worlds.zero_at_terminal(features)
+    assert torch.equal(extended, torch.cat([features, torch.zeros(2, 1, 5)], 1))
 
 
 def test_sarsa_on_the_restarting_chain_is_episodic_sarsa(generator):
