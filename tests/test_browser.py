@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import matplotlib
 import pytest
 import yaml
 from axe_playwright_python.base import AXE_SCRIPT
@@ -148,6 +149,42 @@ CUT = """() => [...document.querySelectorAll(".bd-article mjx-container")]
   .map((formula) => formula.textContent.slice(0, 60))"""
 
 
+# Characters that the book's fonts lack, with the family and style in which they stand.
+FOREIGN = """() => {
+  const ranges = {};
+  const plain = (families) => families.split(",")[0].replaceAll('"', "");
+  for (const { family, style, unicodeRange } of document.fonts)
+    for (const run of unicodeRange.split(", "))
+      (ranges[`${plain(family)} ${style}`] ??= []).push(
+        run.slice(2).split("-").map((end) => parseInt(end, 16))
+      );
+  const found = new Set();
+  const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  for (let text = walk.nextNode(); text; text = walk.nextNode()) {
+    if (!text.data.trim() || text.parentElement.closest("script, style, mjx-container")) continue;
+    const { fontFamily, fontStyle } = getComputedStyle(text.parentElement);
+    const face = `${plain(fontFamily)} ${fontStyle}`;
+    for (const character of new Set(text.data.replace(/\\n/g, ""))) {
+      const code = character.codePointAt(0);
+      const within = ([first, last = first]) => first <= code && code <= last;
+      if (!ranges[face]?.some(within)) found.add(`${face}: ${character}`);
+    }
+  }
+  return [...found];
+}"""
+
+# Fonts wider than those of the book and of most machines, in their place.
+WIDE_FONTS = """
+@font-face { font-family: Wide; src: url(/wide/DejaVuSans.ttf); }
+@font-face { font-family: Wide; font-weight: 600; src: url(/wide/DejaVuSans-Bold.ttf); }
+@font-face { font-family: "Wide Code"; src: url(/wide/DejaVuSansMono.ttf); }
+html {
+  --pst-font-family-base: Wide !important;
+  --pst-font-family-heading: Wide !important;
+  --pst-font-family-monospace: "Wide Code" !important;
+}"""
+
+
 @dataclass
 class Visit:
     """What happened on a page, and what was seen there."""
@@ -155,14 +192,20 @@ class Visit:
     problems: list[str]
     requests: set[str]
     formulas: list[str]
-    cut: list[str]
+    foreign: list[str]
+    cut: dict[str, list[str]]
     wide: dict[str, list[str]]
     inaccessible: dict[str, list[str]]
     sliders: list[list[dict[str, str]]]
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
-    """Serves files and says nothing."""
+    """Serves the book, and beside it the fonts that are wider than its own; says nothing."""
+
+    def translate_path(self, path: str) -> str:
+        if path.startswith("/wide/"):
+            return str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / Path(path).name)
+        return super().translate_path(path)
 
     def log_message(self, *_: Any) -> None:
         pass
@@ -225,13 +268,24 @@ def visit(browser, address):
         page.evaluate("document.querySelectorAll('details').forEach((fold) => (fold.open = true))")
         # Colours fade in; what counts is where they end.
         page.add_style_tag(content="* { transition: none !important; animation: none !important }")
-        cut = page.evaluate(CUT)
-        wide, inaccessible = {}, {}
-        for theme in THEMES:
+        foreign = page.evaluate(FOREIGN)
+        loaded = set(requests)
+        cut, wide, inaccessible = {}, {}, {}
+        # How wide things are depends on the fonts and not on the theme: two looks do for both.
+        for fonts, theme, widths in (
+            ("the book's fonts", "light", WIDTHS),
+            ("wide fonts", "dark", ("phone", "laptop")),
+        ):
+            if fonts == "wide fonts":
+                sheet = page.add_style_tag(content=WIDE_FONTS)
             page.evaluate(PAINT, theme)
-            for width, pixels in WIDTHS.items():
-                page.set_viewport_size({"width": pixels, "height": 900})
-                wide[f"{width}, {theme}"] = page.evaluate(WIDE)
+            for width in widths:
+                page.set_viewport_size({"width": WIDTHS[width], "height": 900})
+                page.evaluate("document.body.offsetWidth, document.fonts.ready")
+                wide[f"{width}, {fonts}"] = page.evaluate(WIDE)
+                if width == "laptop":
+                    cut[fonts] = page.evaluate(CUT)
+        sheet.evaluate("(sheet) => sheet.remove()")
         sliders = [move(page, index) for index in range(page.locator("input[type=range]").count())]
         page.evaluate(PRUNE)
         page.evaluate(AXE_SCRIPT)
@@ -239,7 +293,7 @@ def visit(browser, address):
             page.evaluate(PAINT, theme)
             page.set_viewport_size({"width": WIDTHS[width], "height": 900})
             inaccessible[theme] = page.evaluate(LOOK, theme == "dark")
-        return Visit(list(problems), set(requests), formulas, cut, wide, inaccessible, sliders)
+        return Visit(list(problems), loaded, formulas, foreign, cut, wide, inaccessible, sliders)
 
     yield look
     context.close()
@@ -285,7 +339,12 @@ def test_every_formula_is_drawn(name, visit):
 
 @every_page
 def test_no_formula_is_cut_off_on_a_laptop(name, visit):
-    assert visit(name).cut == []
+    assert {fonts: what for fonts, what in visit(name).cut.items() if what} == {}
+
+
+@every_page
+def test_the_book_brings_a_font_for_every_character(name, visit):
+    assert visit(name).foreign == []
 
 
 @every_page

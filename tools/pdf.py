@@ -34,16 +34,18 @@ UNFOLD = """() => {
     name.innerHTML = name.innerHTML.replace(/(::|[._])/g, '$1<wbr>');
   // A number such as 1e-12 is not torn at its hyphen.
   for (const output of document.querySelectorAll('.cell_output pre'))
-    for (const text of [...output.childNodes].filter(node => node.nodeType === 3))
-      text.data = text.data.replace(/e-(?=\\d)/g, 'e\u2011');
+    output.innerHTML = output.innerHTML.replace(/\\d[\\d.]*e-\\d+/g, '<nobr>$&</nobr>');
 }"""
 READY = """async () => {
   if (window.MathJax) await MathJax.startup.promise;
   await document.fonts.ready;
   await Promise.all([...document.images].map(i => { i.loading = 'eager'; return i.decode(); }));
 }"""
+HEAD = """\
+<link rel="stylesheet" href="{fonts}"><style>body {{ font-family: "Book Text", sans-serif;
+font-variant-ligatures: none; margin: 0; }}</style>"""
 COVER = """\
-<style>body {{ font-family: sans-serif; margin: 0; }} h1 {{ font-size: 34pt; margin: 45mm 0 8mm; }}
+<style>h1 {{ font-size: 34pt; margin: 45mm 0 8mm; }}
 h2 {{ break-before: page; }} p {{ font-size: 11pt; line-height: 1.5; max-width: 130mm; }}
 img {{ display: block; margin: 18mm 0; width: 150mm; }} table {{ width: 100%; font-size: 9pt;
 border-spacing: 0; }} td {{ padding: 0.3mm 0; }} td + td {{ text-align: right; }}
@@ -54,7 +56,7 @@ a {{ color: black; text-decoration: none; }}
 here; a slider is shown where it starts. Text and figures: CC BY 4.0. Code: MIT licence.</p>
 <h2>Contents</h2><table>{rows}</table>"""
 FOOTER = """\
-<style>@page {{ size: A4; margin: 0; }} body {{ margin: 0; font: 8pt sans-serif; color: #444; }}
+<style>@page {{ size: A4; margin: 0; }} body {{ font-size: 8pt; color: #444; }}
 div {{ position: relative; height: 296mm; break-after: page; }}
 div:last-child {{ break-after: auto; }}
 span {{ position: absolute; bottom: 11mm; left: 20mm; right: 20mm; display: flex;
@@ -108,6 +110,13 @@ def printed(page: Page, **options: object) -> PdfReader:
     )
 
 
+def show(page: Page, site: Path, content: str) -> None:
+    """Put what is no page of the site into the browser, in the fonts of the site."""
+    fonts = (site / "_static" / "fonts" / "fonts.css").as_uri()
+    page.set_content(HEAD.format(fonts=fonts) + content)
+    page.evaluate(READY)
+
+
 def print_section(page: Page, path: Path) -> tuple[str, PdfReader]:
     """Return the title of a page of the site and its PDF, with everything unfolded."""
     page.goto(path.as_uri())
@@ -128,21 +137,17 @@ def front(
             rows += f"<tr class=part><td colspan=2>{html.escape(section.part)}</td></tr>"
         link = f'<a href="{address(site, section)}">{html.escape(title)}</a>'
         rows += f"<tr><td class=inside>{link}</td><td>{begin + 1}</td></tr>"
-    page.set_content(COVER.format(rows=rows, **cover))
-    page.evaluate(READY)
+    show(page, site, COVER.format(rows=rows, **cover))
     return printed(page, margin=MARGIN)
 
 
-def add_footers(page: Page, writer: PdfWriter, words: list[str]) -> None:
+def add_footers(page: Page, site: Path, writer: PdfWriter, words: list[str]) -> None:
     """Write a number under each page but the first, and the words beside it."""
-    page.set_content(
-        FOOTER.format(
-            pages="".join(
-                f"<div><span><b>{html.escape(text)}</b><b>{number}</b></span></div>"
-                for number, text in enumerate(words, start=1)
-            )
-        )
+    pages = "".join(
+        f"<div><span><b>{html.escape(text)}</b><b>{number}</b></span></div>"
+        for number, text in enumerate(words, start=1)
     )
+    show(page, site, FOOTER.format(pages=pages))
     overlay = PdfReader(io.BytesIO(page.pdf(prefer_css_page_size=True)))
     for number, (below, above) in enumerate(zip(writer.pages, overlay.pages, strict=True)):
         if number:
@@ -187,7 +192,7 @@ def make(site: Path, output: Path, book: list[Section], config: dict) -> None:
         words = [config["title"]] * before
         for title, length in zip(titles, lengths, strict=True):
             words += [title] * length
-        add_footers(page, writer, words)
+        add_footers(page, site, writer, words)
     addresses = [address(site, section) for section in book]
     join_links(writer, dict(zip(addresses, begins, strict=True)))
     writer.add_metadata({"/Title": config["title"], "/Author": config["author"]})
