@@ -31,12 +31,15 @@ from icrl_lib import (
     constructions,
     control,
     features,
-    gradient_flow,
+    flow,
     in_context_td,
+    landscape,
     loop,
     mdps,
+    objective,
     policies,
     prompts,
+    richness,
     teachers,
     training,
     worlds,
@@ -196,17 +199,22 @@ def probabilities() -> Argument:
     return a_tensor(good=good, **{"sum above 1": wrong})
 
 
-def objective() -> gradient_flow.Objective:
+def an_objective() -> objective.Objective:
     tokens, column = draw("N n k").double(), draw("N q").double()
     column[:, 0] = 1
-    return gradient_flow.Objective(tokens.mT @ tokens / 3, column, draw("N p").double(), SIZES["n"])
+    return objective.Objective(tokens.mT @ tokens / 3, column, draw("N p").double(), SIZES["n"])
 
 
-OBJECTIVE = anything(objective(), torch.ones(2), gradient_flow.Objective)
+OBJECTIVE = anything(an_objective(), torch.ones(2), objective.Objective)
 
 
 def double(axes: str, free: str = "") -> Argument:
     return a_tensor(good=draw(axes).double() - 0.5, free=free)
+
+
+def a_star(axes: str) -> Argument:
+    good = draw(axes).double()
+    return a_tensor(good=good, free="first last dtype", zero=0 * good)
 
 
 BLOCKS = {"P12": double("k q"), "V21": double("p k")}
@@ -405,32 +413,8 @@ ROWS = {
         ),
         {"batch": a_count(2), "shape": a_count(3), "generator": GENERATOR, "dtype": DTYPE},
     ),
-    "gradient_flow.Objective": Row(
-        gradient_flow.Objective,
-        {
-            "sigma": a_tensor("N k k"),
-            "column": a_tensor("N q", "last"),
-            "target": a_tensor("N p", "last"),
-            "n": a_count(3),
-        },
-    ),
-    "gradient_flow.alignment": Row(
-        gradient_flow.alignment,
-        {
-            "matrix": a_tensor(
-                good=(draw("D D") @ draw("D D").mT).double() + torch.eye(11),
-                singular=torch.ones(11, 11, dtype=torch.float64),
-            ),
-            "P12_star": but(double("S"), "an axis too many", "an axis too few", "no axis"),
-            "V21_star": but(double("q"), "an axis too many", "an axis too few", "no axis"),
-        },
-    ),
-    "gradient_flow.curvature": Row(
-        gradient_flow.curvature,
-        {"objective": OBJECTIVE, **BLOCKS, "tolerance": a_number(1e-11, 0, 1)},
-    ),
-    "gradient_flow.flow": Row(
-        gradient_flow.flow,
+    "flow.gradient_flow": Row(
+        flow.gradient_flow,
         {
             "objective": OBJECTIVE,
             **BLOCKS,
@@ -444,70 +428,25 @@ ROWS = {
             "tolerance": STEP,
         },
     ),
-    "gradient_flow.guarantee": Row(
-        gradient_flow.guarantee,
-        {
-            "constants": anything(
-                gradient_flow.Richness(1.0, 1.0, 1.0, 0.1, 0.1, 0.1, 0.5), (1.0,) * 7
-            ),
-            "d": a_count(4),
-            "alpha": STEP,
-            "c": STEP,
-            "width": a_number(0.1, -0.1, 1.0),
-            "fraction": a_number(0.5, -0.1, 1.0),
-        },
-    ),
-    "gradient_flow.imbalance": Row(
-        gradient_flow.imbalance,
+    "flow.imbalance": Row(
+        flow.imbalance,
         {
             "P12": but(double("k q", "first last dtype"), "an axis too many"),
             "V21": but(double("p k", "first last dtype"), "an axis too many"),
         },
     ),
-    "gradient_flow.normal_part": Row(
-        gradient_flow.normal_part, {"c": SCALE, "U": double("k q"), "W": double("p k"), **STAR}
+    "flow.normal_part": Row(
+        flow.normal_part, {"c": SCALE, "U": double("k q"), "W": double("p k"), **STAR}
     ),
-    "gradient_flow.predicted_scale": Row(
-        gradient_flow.predicted_scale,
+    "flow.predicted_scale": Row(
+        flow.predicted_scale,
         {
             "imbalance": a_number(0.3),
-            "P12_star": but(
-                double("k q", "first last dtype"), "an axis too many", "an axis too few", "no axis"
-            ),
-            "V21_star": but(
-                double("p k", "first last dtype"), "an axis too many", "an axis too few", "no axis"
-            ),
+            "P12_star": but(a_star("k q"), "an axis too many", "an axis too few", "no axis"),
+            "V21_star": but(a_star("p k"), "an axis too many", "an axis too few", "no axis"),
         },
     ),
-    "gradient_flow.richness": Row(
-        gradient_flow.richness,
-        {
-            "objective": OBJECTIVE,
-            **STAR,
-            "draws": a_count(8, 1, 3),
-            "bound_features": a_number(9.0, 0, -1),
-            "bound_reward": a_number(9.0, 0, -1),
-        },
-    ),
-    "gradient_flow.sample_objective": Row(
-        gradient_flow.sample_objective,
-        {
-            **LOOP,
-            "update": but(UPDATE, "None"),
-            "state": STATE,
-            "frames": a_count(2),
-            "n": a_count(3),
-            "generator": GENERATOR,
-        },
-    ),
-    "gradient_flow.smallest_eigenvalue": Row(
-        gradient_flow.smallest_eigenvalue,
-        {"matrices": a_tensor("N k k", "first dtype", few=draw("n k k"))},
-    ),
-    "gradient_flow.symmetry_blocks": Row(
-        gradient_flow.symmetry_blocks, {"objective": OBJECTIVE, **BLOCKS}
-    ),
-    "gradient_flow.tangent": Row(gradient_flow.tangent, {"c": SCALE, **STAR}),
+    "flow.tangent": Row(flow.tangent, {"c": SCALE, **STAR}),
     "classroom.homework.accepts": Row(
         homework.accepts,
         {
@@ -583,6 +522,7 @@ ROWS = {
             )
         },
     ),
+    "landscape.symmetry_blocks": Row(landscape.symmetry_blocks, {"objective": OBJECTIVE, **BLOCKS}),
     "book.interactive.Slider": Row(
         interactive.Slider,
         {
@@ -636,6 +576,26 @@ ROWS = {
     "mdps.value_iteration": Row(
         mdps.value_iteration,
         {"mdp": AN_MDP, "tolerance": but(STEP, "None")},
+    ),
+    "objective.Objective": Row(
+        objective.Objective,
+        {
+            "sigma": a_tensor("N k k"),
+            "column": a_tensor("N q", "last"),
+            "target": a_tensor("N p", "last"),
+            "n": a_count(3),
+        },
+    ),
+    "objective.sample_objective": Row(
+        objective.sample_objective,
+        {
+            **LOOP,
+            "update": but(UPDATE, "None"),
+            "state": STATE,
+            "frames": a_count(2),
+            "n": a_count(3),
+            "generator": GENERATOR,
+        },
     ),
     "experiments.paper.Evaluation": settings(
         paper.Evaluation,
@@ -771,6 +731,46 @@ ROWS = {
     "prompts.sarsa_layout": Row(prompts.sarsa_layout, {"d": a_count(4)}),
     "prompts.sarsa_prompt": Row(prompts.sarsa_prompt, TRANSITIONS),
     "prompts.sarsa_tokens": Row(prompts.sarsa_tokens, WINDOW),
+    "richness.alignment": Row(
+        richness.alignment,
+        {
+            "matrix": a_tensor(
+                good=(draw("D D") @ draw("D D").mT).double() + torch.eye(11),
+                singular=torch.ones(11, 11, dtype=torch.float64),
+            ),
+            "P12_star": but(double("S"), "an axis too many", "an axis too few", "no axis"),
+            "V21_star": but(double("q"), "an axis too many", "an axis too few", "no axis"),
+        },
+    ),
+    "richness.curvature": Row(
+        richness.curvature,
+        {"objective": OBJECTIVE, **BLOCKS, "tolerance": a_number(1e-11, 0, 1)},
+    ),
+    "richness.guarantee": Row(
+        richness.guarantee,
+        {
+            "constants": anything(richness.Richness(1.0, 1.0, 1.0, 0.1, 0.1, 0.1, 0.5), (1.0,) * 7),
+            "d": a_count(4),
+            "alpha": STEP,
+            "c": STEP,
+            "width": a_number(0.1, -0.1, 1.0),
+            "fraction": a_number(0.5, -0.1, 1.0),
+        },
+    ),
+    "richness.richness": Row(
+        richness.richness,
+        {
+            "objective": OBJECTIVE,
+            **STAR,
+            "draws": a_count(8, 1, 3),
+            "bound_features": a_number(9.0, 0, -1),
+            "bound_reward": a_number(9.0, 0, -1),
+        },
+    ),
+    "richness.smallest_eigenvalue": Row(
+        richness.smallest_eigenvalue,
+        {"matrices": a_tensor("N k k", "first dtype", few=draw("n k k"))},
+    ),
     "teachers.actor_critic_update": Row(teachers.actor_critic_update, {**ACTOR, **STEPS}),
     "teachers.differential_sarsa_update": Row(
         teachers.differential_sarsa_update,

@@ -18,7 +18,6 @@ from icrl_lib import (
     algorithms,
     control,
     features,
-    gradient_flow,
     in_context_td,
     mdps,
     policies,
@@ -26,6 +25,7 @@ from icrl_lib import (
     zoo,
 )
 from icrl_lib.loop import interact
+from icrl_lib.objective import Objective, sample_objective
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = {
@@ -61,9 +61,7 @@ def loop_of(algorithm, generator, frames=4):
 def objective(generator):
     config = CONFIGS["sarsa"]
     situation = training.draw_situation(config, 6, generator)
-    sample = gradient_flow.sample_objective(
-        config.algorithm, *situation, frames=2, n=5, generator=generator
-    )
+    sample = sample_objective(config.algorithm, *situation, frames=2, n=5, generator=generator)
     return [sample.sigma, sample.column, sample.target]
 
 
@@ -245,18 +243,14 @@ def test_updates_do_not_depend_on_the_split(name):
 def test_the_mean_loss_of_a_sample_is_the_mean_over_its_parts():
     config = CONFIGS["sarsa"]
     situation = training.draw_situation(config, 6, seeded(0))
-    sample = gradient_flow.sample_objective(
-        config.algorithm, *situation, frames=4, n=5, generator=seeded(1)
-    )
-    P, V = config.algorithm.construction(c=0.5)
+    sample = sample_objective(config.algorithm, *situation, frames=4, n=5, generator=seeded(1))
+    P, V = config.algorithm.construction(c=0.5, dtype=torch.float64)
     blocks = [P[:13, 13:] + 0.1, V[14:, :13] - 0.1]
     halves = [
-        gradient_flow.Objective(
-            *(t[i : i + 12] for t in (sample.sigma, sample.column, sample.target)), 5
-        )
+        Objective(*(t[i : i + 12] for t in (sample.sigma, sample.column, sample.target)), 5)
         for i in (0, 12)
     ]
     whole = [sample.loss(*blocks), *sample.gradient(*blocks)]
     parts = [[half.loss(*blocks), *half.gradient(*blocks)] for half in halves]
     for together, *apart in zip(whole, *parts, strict=True):
-        torch.testing.assert_close(sum(apart) / 2, together, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(sum(apart) / 2, together, rtol=1e-12, atol=1e-15)

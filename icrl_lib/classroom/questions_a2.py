@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from icrl_lib import constructions, gradient_flow
+from icrl_lib import constructions, flow
 from icrl_lib.attention import split
 from icrl_lib.classroom.homework import Arguments, Number, Question, integer, number, uniform
 
@@ -249,8 +249,8 @@ def _initial_blocks(generator: torch.Generator, instance: int) -> Arguments:
 
 def predicted_scale(P12: Tensor, V21: Tensor, d: int, alpha: float) -> float:
     """Return the |c| that gradient flow from these blocks ends with, if it ends at the optimum."""
-    imbalance = gradient_flow.imbalance(P12, V21).item()
-    return gradient_flow.predicted_scale(imbalance, *star(d, alpha))
+    imbalance = flow.imbalance(P12, V21).item()
+    return flow.predicted_scale(imbalance, *star(d, alpha))
 
 
 QUESTIONS["predicted_scale"] = Question(
@@ -263,12 +263,12 @@ QUESTIONS["predicted_scale"] = Question(
             lambda P12, V21, d, alpha: predicted_scale(0 * P12, 0 * V21, d, alpha)
         ),
         "||P12||^2 - ||V21||^2 is conserved; you have the opposite difference.": (
-            lambda P12, V21, d, alpha: gradient_flow.predicted_scale(
-                gradient_flow.imbalance(V21, P12).item(), *star(d, alpha)
+            lambda P12, V21, d, alpha: flow.predicted_scale(
+                flow.imbalance(V21, P12).item(), *star(d, alpha)
             )
         ),
         "this is c squared.": lambda **z: predicted_scale(**z) ** 2,
-        "the norms are squared.": lambda P12, V21, d, alpha: gradient_flow.predicted_scale(
+        "the norms are squared.": lambda P12, V21, d, alpha: flow.predicted_scale(
             (P12.norm() - V21.norm()).item(), *star(d, alpha)
         ),
         "V* carries the step size.": lambda alpha, **z: predicted_scale(alpha=1.0, **z),
