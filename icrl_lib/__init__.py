@@ -1,3 +1,51 @@
 """Transformers that do reinforcement learning inside their prompt, to the last matrix entry."""
 
 __version__ = "0.1.0"
+
+from icrl_lib import (
+    algorithms,
+    attention,
+    constructions,
+    control,
+    families,
+    features,
+    flow,
+    in_context_td,
+    landscape,
+    loop,
+    mdps,
+    objective,
+    policies,
+    prompts,
+    richness,
+    students,
+    teachers,
+    training,
+    windows,
+    worlds,
+    zoo,
+)
+
+__all__ = [
+    "algorithms",
+    "attention",
+    "constructions",
+    "control",
+    "families",
+    "features",
+    "flow",
+    "in_context_td",
+    "landscape",
+    "loop",
+    "mdps",
+    "objective",
+    "policies",
+    "prompts",
+    "richness",
+    "students",
+    "teachers",
+    "training",
+    "windows",
+    "worlds",
+    "zoo",
+]

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from icrl_lib import constructions, prompts, teachers
 from icrl_lib.attention import linear_self_attention
-from icrl_lib.checks import check_count, check_number, check_tensor, check_tensors
-from icrl_lib.features import random_features
+from icrl_lib.checks import check_tensor, check_tensors, settle_counts, settle_numbers
+from icrl_lib.features import Law, random_features
 from icrl_lib.mdps import TabularMDP
 from icrl_lib.policies import Window, epsilon_greedy, explore, mean_features, softmax_policy
 
@@ -42,8 +42,10 @@ class Algorithm(abc.ABC):
         """Slots of the prompt."""
 
     @abc.abstractmethod
-    def draw_features(self, mdp: TabularMDP, generator: torch.Generator) -> Any:
-        """Draw random features for the states and actions of `mdp`."""
+    def draw_features(
+        self, mdp: TabularMDP, generator: torch.Generator, law: Law = random_features
+    ) -> Any:
+        """Draw features for the states and actions of `mdp`, their entries by `law`."""
 
     @abc.abstractmethod
     def policy(self, features: Any, parameters: Tensor, epsilon: float | None = None) -> Tensor:
@@ -106,9 +108,9 @@ class SARSA(Algorithm):
     epsilon: float = 0.1
 
     def __post_init__(self) -> None:
-        check_count("d", self.d)
-        check_number("alpha", self.alpha, above=0)
-        check_number("epsilon", self.epsilon, at_least=0, at_most=1)
+        settle_counts(self, "d")
+        settle_numbers(self, "alpha", above=0)
+        settle_numbers(self, "epsilon", at_least=0, at_most=1)
 
     @property
     def n_parameters(self) -> int:
@@ -118,9 +120,11 @@ class SARSA(Algorithm):
     def layout(self) -> prompts.Layout:
         return prompts.sarsa_layout(self.d)
 
-    def draw_features(self, mdp: TabularMDP, generator: torch.Generator) -> Tensor:
+    def draw_features(
+        self, mdp: TabularMDP, generator: torch.Generator, law: Law = random_features
+    ) -> Tensor:
         shape = (mdp.batch, mdp.n_states, mdp.n_actions, self.d)
-        return random_features(*shape, generator=generator, dtype=mdp.transition.dtype)
+        return law(*shape, generator=generator, dtype=mdp.transition.dtype)
 
     def policy(self, features: Tensor, parameters: Tensor, epsilon: float | None = None) -> Tensor:
         q = _linear(features, parameters)
@@ -179,11 +183,9 @@ class ActorCritic(Algorithm):
     epsilon: float = 0.1
 
     def __post_init__(self) -> None:
-        check_count("d", self.d)
-        check_count("m", self.m)
-        check_number("alpha", self.alpha, above=0)
-        check_number("beta", self.beta, above=0)
-        check_number("epsilon", self.epsilon, at_least=0, at_most=1)
+        settle_counts(self, "d", "m")
+        settle_numbers(self, "alpha", "beta", above=0)
+        settle_numbers(self, "epsilon", at_least=0, at_most=1)
 
     @property
     def n_parameters(self) -> int:
@@ -193,12 +195,14 @@ class ActorCritic(Algorithm):
     def layout(self) -> prompts.Layout:
         return prompts.actor_critic_layout(self.d, self.m)
 
-    def draw_features(self, mdp: TabularMDP, generator: torch.Generator) -> ActorCriticFeatures:
+    def draw_features(
+        self, mdp: TabularMDP, generator: torch.Generator, law: Law = random_features
+    ) -> ActorCriticFeatures:
         dtype = mdp.transition.dtype
         pairs, states = (mdp.n_states, mdp.n_actions, self.m), (mdp.n_states, self.d)
         return ActorCriticFeatures(
-            policy=random_features(mdp.batch, *pairs, generator=generator, dtype=dtype),
-            value=random_features(mdp.batch, *states, generator=generator, dtype=dtype),
+            policy=law(mdp.batch, *pairs, generator=generator, dtype=dtype),
+            value=law(mdp.batch, *states, generator=generator, dtype=dtype),
         )
 
     def policy(
@@ -240,7 +244,17 @@ class ActorCritic(Algorithm):
 
 
 ALGORITHMS: dict[str, type[Algorithm]] = {cls.name: cls for cls in (SARSA, ActorCritic)}
-"""The algorithms by name."""
+"""The paper's algorithms by name."""
+
+
+def named(algorithm: str) -> Algorithm:
+    """Return an algorithm with its default settings: "sarsa", "actor_critic", or one of the zoo."""
+    from icrl_lib import zoo
+
+    known = ALGORITHMS | {cls.name: cls for cls in zoo.ALGORITHMS}
+    if not isinstance(algorithm, str) or algorithm not in known:
+        raise ValueError(f"algorithm: expected one of {', '.join(known)}; got {algorithm!r:.200}")
+    return known[algorithm]()
 
 
 def _linear(features: Tensor, parameters: Tensor) -> Tensor:

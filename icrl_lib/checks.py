@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from numbers import Integral, Real
+from typing import Any
 
 import torch
 
@@ -97,8 +98,8 @@ def check_number(
     at_most: float = math.inf,
     less_than: float = math.inf,
     nonzero: bool = False,
-) -> None:
-    """Raise a ValueError unless `value` is a finite real number within the given bounds."""
+) -> float:
+    """Return `value` as a float, or raise a ValueError unless it is finite and within bounds."""
     if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
         raise ValueError(f"{name}: expected a finite number, got {value!r}")
     wanted = [
@@ -111,6 +112,7 @@ def check_number(
     for holds, words in wanted:
         if not holds:
             raise ValueError(f"{name}: expected a number {words}, got {value!r}")
+    return float(value)
 
 
 Discount = float | torch.Tensor
@@ -131,10 +133,27 @@ def check_discount(discount: Discount, rewards: torch.Tensor) -> Discount:
     return discount.unsqueeze(-1)
 
 
-def check_count(name: str, value: int, at_least: int = 1) -> None:
-    """Raise a ValueError unless `value` is an integer of at least `at_least`."""
+def check_count(name: str, value: int, at_least: int = 1) -> int:
+    """Return `value` as an int, or raise a ValueError unless it is an integer of that size."""
     if isinstance(value, bool) or not isinstance(value, Integral) or value < at_least:
         raise ValueError(f"{name}: expected an integer of at least {at_least}, got {value!r}")
+    return int(value)
+
+
+def settle_counts(record: object, *names: str, at_least: int = 1) -> None:
+    """Check integer fields of a frozen dataclass while it is made, and make each an ``int``."""
+    for name in names:
+        object.__setattr__(record, name, check_count(name, getattr(record, name), at_least))
+
+
+def settle_numbers(record: object, *names: str, **bounds: Any) -> None:
+    """Check real fields of a frozen dataclass while it is made, and make each a ``float``.
+
+    So np.float32(1), Fraction(1) and 1 describe one configuration, and all can be stored.
+    """
+    for name in names:
+        value = check_number(name, getattr(record, name), **bounds)
+        object.__setattr__(record, name, value)
 
 
 def check_generator(generator: torch.Generator) -> None:
@@ -155,7 +174,9 @@ def check_dtype(dtype: torch.dtype) -> None:
 def check_device(device: torch.device | str) -> None:
     """Raise a ValueError unless tensors can be made on `device`."""
     try:
-        torch.empty(0, device=torch.device(device))
+        if not isinstance(device, str | torch.device):
+            raise TypeError
+        torch.empty(0, device=device)
     except (RuntimeError, TypeError, AssertionError) as error:
         raise ValueError(f"device: expected a device of this machine, got {device!r}") from error
 

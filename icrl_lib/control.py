@@ -32,6 +32,7 @@ class Improvement(NamedTuple):
     parameters: Tensor
 
 
+@torch.no_grad()
 def improve(
     algorithm: Algorithm,
     mdp: TabularMDP,
@@ -61,7 +62,8 @@ def improve(
     parameters : Tensor, shape (B, p)
         Parameters to begin with.
     update : callable
-        ``algorithm.teach``, or ``functools.partial(algorithm.forward, P=P, V=V)`` for a block.
+        ``algorithm.teach``, ``run.update`` for what was trained, or
+        ``functools.partial(algorithm.forward, P=P, V=V)`` for a block with weights P and V.
     n_updates : int
         Number of windows, each followed by one update.
     window : int

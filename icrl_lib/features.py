@@ -6,6 +6,9 @@ vectors phi(s, a) and phi(s), with one map for each MDP of a batch.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -74,3 +77,49 @@ def one_hot_features(
     d = torch.Size(shape).numel()
     identity = torch.eye(d, dtype=dtype, device=device).reshape(*shape, d)
     return identity.expand(batch, *identity.shape)
+
+
+def sphere_features(
+    batch: int,
+    *shape: int,
+    generator: torch.Generator,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Draw feature vectors uniform on the unit sphere; arguments as of `random_features`."""
+    directions = random_features(batch, *shape, generator=generator, dtype=dtype)
+    directions.normal_(generator=generator)
+    return directions / directions.norm(dim=-1, keepdim=True)
+
+
+def sparse_features(
+    batch: int,
+    *shape: int,
+    generator: torch.Generator,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Draw features uniform on (-1, 1) of which nine in ten are 0; else as `random_features`."""
+    features = random_features(batch, *shape, generator=generator, dtype=dtype)
+    kept = torch.empty_like(features).uniform_(generator=generator) < 0.1
+    return features * kept
+
+
+def _one_hot(
+    batch: int, *shape: int, generator: torch.Generator, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    *places, d = shape
+    if math.prod(places) != d:
+        needed = " * ".join(map(str, places))
+        raise ValueError(f"d: expected {needed} = {math.prod(places)} one-hot features, got {d}")
+    return one_hot_features(batch, *places, dtype=dtype, device=generator.device)
+
+
+Law = Callable[..., Tensor]
+"""How features are drawn: called as `random_features` is."""
+
+FEATURES: dict[str, Law] = {
+    "uniform": random_features,
+    "one_hot": _one_hot,
+    "sphere": sphere_features,
+    "sparse": sparse_features,
+}
+"""Ways to draw features, by name."""

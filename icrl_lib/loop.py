@@ -65,7 +65,7 @@ def interact(
     state : Tensor of int64, shape (B,)
         States to begin in.
     update : callable
-        ``algorithm.teach`` for the teacher, or a block's forward pass.
+        ``algorithm.teach`` for the teacher, ``run.update`` or `students.as_update` for a student.
     n : int
         Length of a window.
     generator : torch.Generator
@@ -76,7 +76,8 @@ def interact(
     Yields
     ------
     Frame
-        One turn after the other; stop by leaving the loop.
+        One turn after the other; stop by leaving the loop. Derivatives of `updated`, where `update`
+        has any, reach back to the beginning of the turn, so that memory does not grow.
     """
     check_instance("algorithm", algorithm, Algorithm)
     check_instance("mdp", mdp, TabularMDP)
@@ -89,4 +90,4 @@ def interact(
         updated = update(parameters, observation)
         state = window.states[:, -1]
         yield Frame(parameters, observation, updated, state)
-        parameters = updated
+        parameters = updated.detach()

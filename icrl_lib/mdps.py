@@ -184,6 +184,18 @@ def random_mdps(
     return TabularMDP(transition, rewards.expand_as(transition), initial, discount)
 
 
+def concatenate(*mdps: TabularMDP) -> TabularMDP:
+    """Join batches of MDPs with the same numbers of states and actions and one discount."""
+    for mdp in mdps:
+        check_instance("mdps", mdp, TabularMDP)
+        if mdp.discount != mdps[0].discount:
+            raise ValueError(
+                f"mdps: expected one discount, got {mdps[0].discount} and {mdp.discount}"
+            )
+    tables = zip(*((mdp.transition, mdp.reward, mdp.initial) for mdp in mdps), strict=True)
+    return TabularMDP(*map(torch.cat, tables), mdps[0].discount)
+
+
 def uniform_on_simplex(*shape: int, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
     """Draw distributions over the last axis from Dirichlet(1, ..., 1)."""
     for i, size in enumerate(shape):

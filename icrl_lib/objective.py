@@ -8,18 +8,13 @@ statement about them is exact for that sample.
 from __future__ import annotations
 
 import dataclasses
-from itertools import islice
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from icrl_lib.algorithms import Algorithm
 from icrl_lib.attention import split
 from icrl_lib.checks import check_count, check_instance, check_tensors
-from icrl_lib.loop import Update, interact
-from icrl_lib.mdps import TabularMDP
-from icrl_lib.prompts import parameter_column
+from icrl_lib.windows import Windows
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -53,14 +48,12 @@ class Objective:
             object.__setattr__(self, name, getattr(self, name).double())
 
     @classmethod
-    def of(cls, tokens: Tensor, parameters: Tensor, target: Tensor) -> Objective:
-        """Return the loss on windows: tokens (N, n, k), parameters (N, p) and target (N, p)."""
-        check_tensors(
-            tokens=(tokens, "N n k"), parameters=(parameters, "N p"), target=(target, "N p")
-        )
-        n, column = tokens.shape[1], parameter_column(parameters)
-        tokens = tokens.double()
-        return cls(tokens.mT @ tokens / n, column.double(), target.double(), n)
+    def of(cls, windows: Windows) -> Objective:
+        """Return the loss on a data set, for example of `icrl_lib.windows.collect`."""
+        check_instance("windows", windows, Windows)
+        tokens, parameters = windows.tokens.double(), windows.parameters.double()
+        double = Windows(tokens, parameters, windows.target.double())
+        return cls(double.moments, double.column, double.target - parameters, tokens.shape[1])
 
     def residuals(self, P12: Tensor, V21: Tensor) -> Tensor:
         """Return V21 Sigma P12 w~ - target, shape (N, p)."""
@@ -148,48 +141,3 @@ class Objective:
         written = (self.sigma @ (error @ V21).unsqueeze(-1)).squeeze(-1)  # Sigma V21^T e, (N, k)
         count = len(error)
         return written.mT @ self.column / count, error.mT @ self.read(P12) / count
-
-
-def sample_objective(
-    algorithm: Algorithm,
-    mdp: TabularMDP,
-    features: Any,
-    parameters: Tensor,
-    state: Tensor,
-    *,
-    frames: int,
-    n: int = 20,
-    update: Update | None = None,
-    generator: torch.Generator,
-) -> Objective:
-    """Collect windows as training sees them, `frames` of each of B agents.
-
-    Parameters
-    ----------
-    algorithm : Algorithm
-        Teacher and behaviour.
-    mdp, features, parameters, state
-        B agents, as from `icrl_lib.training.draw_situation`.
-    frames : int
-        Windows of each agent.
-    n : int
-        Length of a window.
-    update : callable, optional
-        What drives the agents; by default the teacher. The target is the teacher's in any case.
-    generator : torch.Generator
-        Source of randomness.
-
-    Returns
-    -------
-    Objective
-        N = B * frames windows.
-    """
-    check_instance("algorithm", algorithm, Algorithm)
-    check_count("frames", frames)
-    drive = algorithm.teach if update is None else update
-    loop = interact(algorithm, mdp, features, parameters, state, drive, n=n, generator=generator)
-    windows = [
-        (algorithm.tokens(seen), w, algorithm.teach(w, seen) - w)
-        for w, seen, *_ in islice(loop, frames)
-    ]
-    return Objective.of(*(torch.cat(parts) for parts in zip(*windows, strict=True)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -44,6 +44,13 @@ class Share(NamedTuple):
         like = mdp.transition
         numbers = torch.empty(n, self.batch, dtype=like.dtype, device=like.device)
         return numbers.uniform_(generator=generator)[:, self.part].contiguous()
+
+
+def select(drawn: Any, index: slice | Tensor) -> Any:
+    """Select some of a batch of MDPs, of their features, or of a tensor's rows."""
+    if isinstance(drawn, tuple):
+        return type(drawn)(*(tensor[index] for tensor in drawn))
+    return drawn[index]
 
 
 class Window(NamedTuple):

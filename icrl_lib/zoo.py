@@ -23,8 +23,8 @@ from icrl_lib.algorithms import (
     at_pairs,
     at_states,
 )
-from icrl_lib.checks import check_count, check_discount, check_number
-from icrl_lib.features import random_features
+from icrl_lib.checks import check_discount, settle_counts, settle_numbers
+from icrl_lib.features import Law, random_features
 from icrl_lib.mdps import TabularMDP
 from icrl_lib.policies import Window, explore, random_policy
 
@@ -91,8 +91,8 @@ class TD(OneHead):
     alpha: float = 0.2
 
     def __post_init__(self) -> None:
-        check_count("d", self.d)
-        check_number("alpha", self.alpha, above=0)
+        settle_counts(self, "d")
+        settle_numbers(self, "alpha", above=0)
 
     @property
     def n_parameters(self) -> int:
@@ -110,14 +110,16 @@ class TD(OneHead):
     def writes(self) -> Slots:
         return {("w", r"\phi"): self.alpha}
 
-    def draw_features(self, mdp: TabularMDP, generator: torch.Generator) -> EvaluationFeatures:
-        value = self._draw_value_features(mdp, generator)
+    def draw_features(
+        self, mdp: TabularMDP, generator: torch.Generator, law: Law = random_features
+    ) -> EvaluationFeatures:
+        value = self._draw_value_features(mdp, generator, law)
         policy = random_policy(mdp, generator)
         return EvaluationFeatures(value, policy, policy)
 
-    def _draw_value_features(self, mdp: TabularMDP, generator: torch.Generator) -> Tensor:
+    def _draw_value_features(self, mdp: TabularMDP, generator: torch.Generator, law: Law) -> Tensor:
         dtype = mdp.transition.dtype
-        return random_features(mdp.batch, mdp.n_states, self.d, generator=generator, dtype=dtype)
+        return law(mdp.batch, mdp.n_states, self.d, generator=generator, dtype=dtype)
 
     def policy(
         self, features: EvaluationFeatures, parameters: Tensor, epsilon: float | None = None
@@ -146,8 +148,10 @@ class OffPolicyTD(TD):
 
     name: ClassVar[str] = "off_policy_td"
 
-    def draw_features(self, mdp: TabularMDP, generator: torch.Generator) -> EvaluationFeatures:
-        value = self._draw_value_features(mdp, generator)
+    def draw_features(
+        self, mdp: TabularMDP, generator: torch.Generator, law: Law = random_features
+    ) -> EvaluationFeatures:
+        value = self._draw_value_features(mdp, generator, law)
         behaviour = explore(random_policy(mdp, generator), 0.5)  # so that no ratio exceeds 2 A
         return EvaluationFeatures(value, behaviour, random_policy(mdp, generator))
 
@@ -220,7 +224,7 @@ class NStepSARSA(SARSA):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_count("steps", self.steps)
+        settle_counts(self, "steps")
 
     def observe(self, features: Tensor, parameters: Tensor, window: Window) -> tuple:
         phi = at_pairs(features, window.states, window.actions, window.terminal)
@@ -250,7 +254,7 @@ class SARSALambda(OneHead, SARSA):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number("trace_decay", self.trace_decay, at_least=0, at_most=1)
+        settle_numbers(self, "trace_decay", at_least=0, at_most=1)
 
     @property
     def layout(self) -> prompts.Layout:
@@ -291,7 +295,7 @@ class DifferentialSARSA(OneHead, SARSA):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number("beta", self.beta, above=0)
+        settle_numbers(self, "beta", above=0)
 
     @property
     def n_parameters(self) -> int:
@@ -364,12 +368,14 @@ class QActorCritic(OneHead, ActorCritic):
         alpha, beta = 2 * self.alpha, 2 * self.beta
         return {(r"\lambda", r"\gamma^i g_\lambda"): alpha, ("w", r"\phi'"): beta}
 
-    def draw_features(self, mdp: TabularMDP, generator: torch.Generator) -> ActorCriticFeatures:
-        """Draw random features of policy and of action values, (B, S, A, m) and (B, S, A, d)."""
+    def draw_features(
+        self, mdp: TabularMDP, generator: torch.Generator, law: Law = random_features
+    ) -> ActorCriticFeatures:
+        """Draw features of policy and of action values, (B, S, A, m) and (B, S, A, d)."""
         pairs, dtype = (mdp.n_states, mdp.n_actions), mdp.transition.dtype
         return ActorCriticFeatures(
-            policy=random_features(mdp.batch, *pairs, self.m, generator=generator, dtype=dtype),
-            value=random_features(mdp.batch, *pairs, self.d, generator=generator, dtype=dtype),
+            policy=law(mdp.batch, *pairs, self.m, generator=generator, dtype=dtype),
+            value=law(mdp.batch, *pairs, self.d, generator=generator, dtype=dtype),
         )
 
     def observe(self, features: ActorCriticFeatures, parameters: Tensor, window: Window) -> tuple:
@@ -446,7 +452,7 @@ class QLearning(SARSA):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_count("n_actions", self.n_actions)
+        settle_counts(self, "n_actions")
 
     @property
     def layout(self) -> prompts.Layout:
@@ -474,3 +480,10 @@ class QLearning(SARSA):
     ) -> tuple[Tensor, Tensor]:
         """Raise an error: a head is affine in the parameters, and the largest of values is not."""
         raise NotImplementedError("no weights of one head perform Q-learning")
+
+
+ALGORITHMS = (
+    TD, OffPolicyTD, ResidualGradient, ExpectedSARSA, NStepSARSA, SARSALambda, DifferentialSARSA,
+    QActorCritic, Reinforce, QLearning,
+)  # fmt: skip
+"""All of the above."""

@@ -4,9 +4,11 @@ from types import SimpleNamespace
 
 import torch
 
+from icrl_lib import windows
 from icrl_lib.algorithms import SARSA
 from icrl_lib.attention import split
-from icrl_lib.objective import sample_objective
+from icrl_lib.families import RandomMDPs
+from icrl_lib.objective import Objective
 from icrl_lib.training import TrainingConfig, draw_situation
 
 F64 = torch.float64
@@ -17,17 +19,19 @@ def close(actual, expected, atol=1e-12, rtol=0.0):
     torch.testing.assert_close(actual, expected, rtol=rtol, atol=atol)
 
 
-def config(algorithm=None, **family):
-    family = {"n_states": 3, "n_actions": 2, "window": 10, "dtype": "float64"} | family
-    return TrainingConfig(algorithm or SARSA(d=2), **family)
+def config(algorithm=None, n_states=3, n_actions=2, discount=0.5, **settings):
+    settings = {"window": 10, "dtype": "float64"} | settings
+    family = RandomMDPs(n_states, n_actions, discount)
+    return TrainingConfig(algorithm or SARSA(d=2), family=family, **settings)
 
 
 def collect(cfg, generator, *, batch=40, frames=3, situation=None, update=None):
     """A sample of windows of the family `cfg`, with what belongs to it."""
     situation = situation or draw_situation(cfg, batch, generator)
-    objective = sample_objective(
+    sample = windows.collect(
         cfg.algorithm, *situation, frames=frames, n=cfg.window, update=update, generator=generator
     )
+    objective = Objective.of(sample)
     P, V = cfg.algorithm.construction(dtype=F64)
     star = split(P, V, cfg.algorithm.n_parameters)[:2]
     return SimpleNamespace(cfg=cfg, objective=objective, star=star, situation=situation)

@@ -30,6 +30,7 @@ from icrl_lib import (
     attention,
     constructions,
     control,
+    families,
     features,
     flow,
     in_context_td,
@@ -40,14 +41,17 @@ from icrl_lib import (
     policies,
     prompts,
     richness,
+    students,
     teachers,
     training,
+    windows,
     worlds,
     zoo,
 )
 from icrl_lib.book import claims, interactive, plotting
 from icrl_lib.classroom import homework
 from icrl_lib.experiments import paper
+from icrl_lib.mdps import concatenate as join
 
 PACKAGE = Path(icrl_lib.__file__).parent
 SIZES = {"B": 2, "n": 3, "d": 4, "m": 5, "A": 3, "S": 6, "K": 7, "heads": 2}
@@ -163,7 +167,11 @@ DTYPE = anything(torch.float32, torch.int64, torch.bool, torch.complex64, float,
 GENERATOR = anything(torch.Generator().manual_seed(0), torch, torch.Generator)
 AN_MDP = anything(MDP, MDP.transition, mdps.TabularMDP)
 AN_ALGORITHM = anything(ALGORITHM, algorithms.SARSA, "sarsa")
-CONFIG = anything(training.TrainingConfig(ALGORITHM, 1, 1, n_states=6, n_actions=3), "sarsa", {})
+FAMILY = families.RandomMDPs(6, 3)
+A_FAMILY = anything(FAMILY, families.RandomMDPs, [])
+A_LAW = anything("uniform", features.random_features, [])
+A_STUDENT = anything(students.LinearBlock(ALGORITHM, generator=torch.Generator()), [])
+CONFIG = anything(training.TrainingConfig(ALGORITHM, 1, 1, family=FAMILY), "sarsa", {})
 STATE = anything(
     torch.tensor([0, 5]), [0, 5], torch.tensor([0.0, 5.0]), torch.tensor([0, 6]),
     torch.tensor([-1, 0]), torch.tensor([0]), torch.tensor([[0, 5]]), torch.tensor([0, 5]).int(),
@@ -270,9 +278,13 @@ LOOP = {
     "update": UPDATE,
 }
 
+A_RUN = Path(tempfile.mkdtemp()) / "a.run"
+training.train(CONFIG.good, progress=False).save(A_RUN)
+
 ROWS = {
     "algorithms.ActorCritic": settings(algorithms.ActorCritic, **ACTOR_SETTINGS),
     "algorithms.SARSA": settings(algorithms.SARSA, **SARSA_SETTINGS),
+    "algorithms.named": Row(algorithms.named, {"algorithm": anything("sarsa", "SARSA")}),
     "attention.iterate": Row(
         attention.iterate,
         {
@@ -396,6 +408,49 @@ ROWS = {
             "generator": GENERATOR,
         },
     ),
+    "families.Corridors": settings(
+        families.Corridors,
+        cells=a_count(4, 2),
+        n_actions=a_count(3, 2),
+        slip=SHARE,
+        jump=SHARE,
+        toll=a_number(0.1),
+        start=anything("first", ["first"]),
+        discount=DISCOUNT,
+        features=A_LAW,
+    ),
+    "families.Grids": settings(
+        families.Grids,
+        size=a_count(4, 2),
+        walls=a_number(0.2, -0.1, 1.0),
+        slip=SHARE,
+        discount=DISCOUNT,
+        features=A_LAW,
+    ),
+    "families.Listed": settings(families.Listed, mdp=AN_MDP, features=A_LAW),
+    "families.Mixture": settings(
+        families.Mixture,
+        families=anything([FAMILY], [], [3], FAMILY),
+        weights=Argument([1.0], {"sum": [0.5], "negative": [-1.0], "two": [0.5, 0.5], "number": 3}),
+        features=A_LAW,
+    ),
+    "families.Poor": settings(
+        families.Poor,
+        base=A_FAMILY,
+        one_mdp=anything(True, "yes"),
+        one_map=anything(True, "yes"),
+        one_start=anything(True, "yes"),
+        seed=a_count(0, 0),
+        features=A_LAW,
+    ),
+    "families.RandomMDPs": settings(
+        families.RandomMDPs,
+        n_states=a_count(4),
+        n_actions=a_count(2),
+        discount=DISCOUNT,
+        reward=anything("s,a", ["s,a"]),
+        features=A_LAW,
+    ),
     "features.one_hot_features": Row(
         lambda batch, shape, dtype, device: features.one_hot_features(
             batch, 6, shape, dtype=dtype, device=device
@@ -409,6 +464,18 @@ ROWS = {
     ),
     "features.random_features": Row(
         lambda batch, shape, generator, dtype: features.random_features(
+            batch, 6, shape, generator=generator, dtype=dtype
+        ),
+        {"batch": a_count(2), "shape": a_count(3), "generator": GENERATOR, "dtype": DTYPE},
+    ),
+    "features.sphere_features": Row(
+        lambda batch, shape, generator, dtype: features.sphere_features(
+            batch, 6, shape, generator=generator, dtype=dtype
+        ),
+        {"batch": a_count(2), "shape": a_count(3), "generator": GENERATOR, "dtype": DTYPE},
+    ),
+    "features.sparse_features": Row(
+        lambda batch, shape, generator, dtype: features.sparse_features(
             batch, 6, shape, generator=generator, dtype=dtype
         ),
         {"batch": a_count(2), "shape": a_count(3), "generator": GENERATOR, "dtype": DTYPE},
@@ -548,6 +615,10 @@ ROWS = {
     ),
     "mdps.average_reward": Row(mdps.average_reward, {"mdp": AN_MDP, "policy": policy()}),
     "mdps.check_policy": Row(mdps.check_policy, {"mdp": AN_MDP, "policy": policy()}),
+    "mdps.concatenate": Row(
+        lambda mdps: join(MDP, mdps),
+        {"mdps": anything(MDP, MDP.transition, dataclasses.replace(MDP, discount=0.9))},
+    ),
     "mdps.expected_return": Row(mdps.expected_return, {"mdp": AN_MDP, "policy": policy()}),
     "mdps.greedy_policy": Row(mdps.greedy_policy, {"q": a_tensor("B S A", "first last dtype")}),
     "mdps.policy_action_value": Row(mdps.policy_action_value, {"mdp": AN_MDP, "policy": policy()}),
@@ -586,17 +657,6 @@ ROWS = {
             "n": a_count(3),
         },
     ),
-    "objective.sample_objective": Row(
-        objective.sample_objective,
-        {
-            **LOOP,
-            "update": but(UPDATE, "None"),
-            "state": STATE,
-            "frames": a_count(2),
-            "n": a_count(3),
-            "generator": GENERATOR,
-        },
-    ),
     "experiments.paper.Evaluation": settings(
         paper.Evaluation,
         n_mdps=a_count(2),
@@ -605,7 +665,6 @@ ROWS = {
         episodes=a_count(2),
         length=a_count(2),
     ),
-    "experiments.paper.describe": Row(paper.describe, {"config": CONFIG}),
     "experiments.paper.run": Row(
         run_in_a_folder,
         {
@@ -771,6 +830,39 @@ ROWS = {
         richness.smallest_eigenvalue,
         {"matrices": a_tensor("N k k", "first dtype", few=draw("n k k"))},
     ),
+    "students.LinearBlock": Row(
+        students.LinearBlock,
+        {
+            "algorithm": AN_ALGORITHM,
+            "gain": a_number(0.1, -1),
+            "generator": GENERATOR,
+            "dtype": DTYPE,
+        },
+    ),
+    "students.LiteralBlock": Row(
+        students.LiteralBlock,
+        {
+            "algorithm": AN_ALGORITHM,
+            "gain": a_number(0.1, -1),
+            "generator": GENERATOR,
+            "dtype": DTYPE,
+        },
+    ),
+    "students.Repeated": Row(students.Repeated, {"student": A_STUDENT, "passes": a_count(2)}),
+    "students.SoftmaxBlock": Row(
+        students.SoftmaxBlock,
+        {
+            "algorithm": AN_ALGORITHM,
+            "gain": a_number(0.1, -1),
+            "heads": a_count(2),
+            "temperature": STEP,
+            "generator": GENERATOR,
+            "dtype": DTYPE,
+        },
+    ),
+    "students.as_update": Row(
+        students.as_update, {"algorithm": AN_ALGORITHM, "student": A_STUDENT}
+    ),
     "teachers.actor_critic_update": Row(teachers.actor_critic_update, {**ACTOR, **STEPS}),
     "teachers.differential_sarsa_update": Row(
         teachers.differential_sarsa_update,
@@ -827,29 +919,26 @@ ROWS = {
         frames=a_count(2),
         batch=a_count(1),
         window=a_count(3),
-        n_states=a_count(4),
-        n_actions=a_count(2),
-        discount=DISCOUNT,
-        reward=anything("s,a", ["s,a"]),
+        family=A_FAMILY,
         learning_rate=STEP,
         decay=a_number(0.9, 0, 1.1),
         decay_every=a_count(2),
         gain=STEP,
         seed=a_count(0, 0),
-        dtype=anything("float32", "float16", torch.float32, []),
+        dtype=anything("float32", "float16", torch.float16, []),
         device=anything("cpu", "cpu:x", []),
     ),
     "training.draw_situation": Row(
         training.draw_situation, {"config": CONFIG, "batch": a_count(2), "generator": GENERATOR}
     ),
-    "training.held_out_error": Row(
-        training.held_out_error,
-        {
-            "config": CONFIG,
-            "P": a_tensor(good=torch.rand(14, 14)),
-            "V": a_tensor(good=torch.rand(14, 14)),
-            "generator": GENERATOR,
-        },
+    "training.load_run": Row(
+        training.load_run,
+        {"path": Argument(A_RUN, {"None": None, "number": 3, "missing": "no.run", "folder": "."})},
+    ),
+    "training.mimic": Row(lambda **given: next(training.mimic(**given)), {"config": CONFIG}),
+    "training.relative_error": Row(
+        training.relative_error,
+        {"config": CONFIG, "student": A_STUDENT, "generator": GENERATOR},
     ),
     "training.check_memory": Row(training.check_memory, {"config": CONFIG}),
     "training.memory_needed": Row(training.memory_needed, {"config": CONFIG}),
@@ -857,8 +946,29 @@ ROWS = {
         lambda **given: training.train(**given, progress=False),
         {
             "config": CONFIG,
+            "student": but(A_STUDENT, "None"),
+            "watch": but(anything(lambda step: False, []), "None"),
             "checkpoint": Argument(None, {"number": 3, "no folder": "nowhere/at/all", "list": []}),
             "checkpoint_every": a_number(1.0, -1),
+        },
+    ),
+    "windows.Windows": Row(
+        windows.Windows,
+        {
+            "tokens": a_tensor("B n k", "last"),
+            "parameters": a_tensor("B p"),
+            "target": a_tensor("B p"),
+        },
+    ),
+    "windows.collect": Row(
+        windows.collect,
+        {
+            **{name: argument for name, argument in LOOP.items() if name != "update"},
+            "update": but(UPDATE, "None"),
+            "state": STATE,
+            "frames": a_count(2),
+            "n": a_count(3),
+            "generator": GENERATOR,
         },
     ),
     "worlds.from_gymnasium": Row(
@@ -919,10 +1029,15 @@ WITHOUT = {
     "classroom.homework.td_errors": REFERENCE,
     "classroom.homework.uniform": REFERENCE,
     "classroom.homework.window": REFERENCE,
+    "families.Family": ABSTRACT,
     "mdps.cumulative": INNER,
     "prompts.in_between": INNER,
     "prompts.since_start": INNER,
+    "policies.select": INNER,
+    "training.FarFromTeacher": "a warning",
     "training.Run": RECORDS,
+    "training.describe": "takes anything that a configuration holds",
+    "windows.stream": "what `collect` is made of",
     "zoo.OneHead": ABSTRACT,
 }
 

@@ -10,6 +10,7 @@ import torch
 from icrl_lib import __main__
 from icrl_lib.algorithms import SARSA, ActorCritic
 from icrl_lib.experiments import bench
+from icrl_lib.families import RandomMDPs
 from icrl_lib.training import TrainingConfig, memory_needed
 
 LIMITS = {"gflops": 2.0, "gbytes": 4.0}
@@ -18,7 +19,7 @@ each_algorithm = pytest.mark.parametrize("name", ["sarsa", "actor_critic"])
 
 def small(name, **changes):
     algorithm = SARSA(d=3) if name == "sarsa" else ActorCritic(d=2, m=3)
-    sizes = {"n_states": 3, "n_actions": 2, "window": 5, "n_mdps": 4, "batch": 4, "frames": 6}
+    sizes = {"family": RandomMDPs(3, 2), "window": 5, "n_mdps": 4, "batch": 4, "frames": 6}
     return TrainingConfig(algorithm, **{**sizes, **changes})
 
 

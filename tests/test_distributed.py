@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from icrl_lib import training
 from icrl_lib.algorithms import SARSA, ActorCritic
+from icrl_lib.families import RandomMDPs
 from icrl_lib.mdps import random_mdps
 from icrl_lib.policies import Share, rollout, uniform_policy
 from icrl_lib.training import TrainingConfig, train
@@ -26,7 +27,7 @@ ALGOS = {
 def config(algorithm, **changes):
     """Three batches, of 3, 3 and 1 MDPs: 2 processes have 1 and 2, 1 and 2, and 0 and 1 of them."""
     settings = {"n_mdps": 7, "batch": 3, "frames": 4, "decay_every": 2, "seed": 5}
-    sizes = {"n_states": 3, "n_actions": 2, "window": 5, "learning_rate": 1e-2}
+    sizes = {"family": RandomMDPs(3, 2), "window": 5, "learning_rate": 1e-2}
     return TrainingConfig(algorithm, **{**settings, **sizes, "dtype": "float64", **changes})
 
 
@@ -42,7 +43,7 @@ def stop_after(steps):
     def failing(self, frame):
         if self.steps == steps:
             raise InterruptionError
-        step(self, frame)
+        return step(self, frame)
 
     training._Trainer._step = failing
     try:
@@ -101,12 +102,13 @@ def in_two_processes():
         assert process.exitcode == 0
 
 
-def numbers(run):
-    return {name: torch.as_tensor(run[name]) for name in ("P", "V", "losses")}
+def numbers(report):
+    return {name: torch.as_tensor(report[name]) for name in ("P", "V", "losses")}
 
 
 def alone(settings, **options):
-    return numbers(vars(train(settings, **options)))
+    run = train(settings, **options)
+    return {"P": run.P, "V": run.V, "losses": run.losses}
 
 
 @pytest.mark.parametrize("algorithm", ALGOS.values(), ids=ALGOS.keys())

@@ -16,7 +16,9 @@ from icrl_lib.__main__ import main
 from icrl_lib.algorithms import SARSA, ActorCritic
 from icrl_lib.constructions import project
 from icrl_lib.experiments import paper
-from icrl_lib.training import TrainingConfig, train
+from icrl_lib.families import RandomMDPs
+from icrl_lib.students import LinearBlock
+from icrl_lib.training import TrainingConfig, describe, train
 
 SMALL = paper.Evaluation(n_mdps=6, n_updates=4, every=2, episodes=3, length=5)
 TIMES = ("seconds", "evaluation_seconds")
@@ -24,7 +26,7 @@ TIMES = ("seconds", "evaluation_seconds")
 
 def small_config(algorithm=None) -> TrainingConfig:
     algorithm = algorithm or SARSA(d=3)
-    return TrainingConfig(algorithm, n_mdps=12, frames=4, batch=4, n_states=3, n_actions=2)
+    return TrainingConfig(algorithm, n_mdps=12, frames=4, batch=4, family=RandomMDPs(3, 2))
 
 
 def without_times(results: dict) -> dict:
@@ -77,9 +79,9 @@ def test_the_transformer_of_the_construction_tracks_the_teacher_exactly(tmp_path
     """With the teacher's own weights in place of trained ones, curves of both are the same."""
     algorithm = SARSA(d=3)
     config = dataclasses.replace(small_config(algorithm), dtype="float64")
-    P, V = algorithm.construction(dtype=torch.float64)
+    block = LinearBlock.from_weights(algorithm, *algorithm.construction(dtype=torch.float64))
     monkeypatch.setattr(
-        paper, "train", lambda config, **_: dataclasses.replace(train(config), P=P, V=V)
+        paper, "train", lambda config, **_: dataclasses.replace(train(config), student=block)
     )
     returns = paper.run(config, tmp_path / "x.json", SMALL)["returns"]
     for kind in ("behaviour", "greedy"):
@@ -143,7 +145,7 @@ def test_stored_results_are_those_of_the_paper_s_settings(name):
     config = dataclasses.replace(
         TrainingConfig.paper(algorithm), frames=int(frames), batch=results["config"]["batch"]
     )
-    assert results["config"] == json.loads(json.dumps(paper.describe(config)))
+    assert results["config"] == json.loads(json.dumps(describe(config)))
     assert results["evaluation"] == vars(paper.Evaluation())
     stored = results["training"]["projection"]
     star = config.algorithm.construction()

@@ -17,6 +17,7 @@ import torch
 from icrl_lib import (
     algorithms,
     control,
+    families,
     features,
     in_context_td,
     mdps,
@@ -25,15 +26,15 @@ from icrl_lib import (
     zoo,
 )
 from icrl_lib.loop import interact
-from icrl_lib.objective import Objective, sample_objective
+from icrl_lib.objective import Objective
+from icrl_lib.windows import collect
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = {
     "n_mdps": 40,
     "frames": 6,
     "batch": 10,
-    "n_states": 5,
-    "n_actions": 3,
+    "family": families.RandomMDPs(5, 3),
     "learning_rate": 1e-2,
 }
 CONFIGS = {
@@ -52,7 +53,7 @@ def stretch(generator):
 
 def loop_of(algorithm, generator, frames=4):
     """Return the parameters along the teacher's own way."""
-    config = training.TrainingConfig(algorithm, n_states=5, n_actions=3)
+    config = training.TrainingConfig(algorithm, family=families.RandomMDPs(5, 3))
     situation = training.draw_situation(config, 6, generator)
     turns = interact(algorithm, *situation, algorithm.teach, n=5, generator=generator)
     return [frame.updated for frame in islice(turns, frames)]
@@ -61,7 +62,7 @@ def loop_of(algorithm, generator, frames=4):
 def objective(generator):
     config = CONFIGS["sarsa"]
     situation = training.draw_situation(config, 6, generator)
-    sample = sample_objective(config.algorithm, *situation, frames=2, n=5, generator=generator)
+    sample = Objective.of(collect(config.algorithm, *situation, frames=2, n=5, generator=generator))
     return [sample.sigma, sample.column, sample.target]
 
 
@@ -90,7 +91,7 @@ RANDOM = {
     "improve": improvement,
     "boyan_chains": lambda g: [in_context_td.boyan_chains(3, 5, generator=g).transition],
     "draw_stretch": stretch,
-    "sample_objective": objective,
+    "objective": objective,
     **{
         f"loop of {algorithm.name}": partial(loop_of, algorithm)
         for algorithm in (
@@ -225,7 +226,7 @@ def test_returns_do_not_depend_on_the_split():
 def test_updates_do_not_depend_on_the_split(name):
     """Of the block and of its teacher, on one window of 12 agents or 5 and 7."""
     algorithm = CONFIGS[name].algorithm
-    config = training.TrainingConfig(algorithm, n_states=5, n_actions=3, dtype="float64")
+    config = training.TrainingConfig(algorithm, family=families.RandomMDPs(5, 3), dtype="float64")
     mdp, phi, parameters, state = training.draw_situation(config, 12, seeded(0))
     frame = next(interact(algorithm, mdp, phi, parameters, state, algorithm.teach,
                           n=5, generator=seeded(1)))  # fmt: skip
@@ -243,7 +244,7 @@ def test_updates_do_not_depend_on_the_split(name):
 def test_the_mean_loss_of_a_sample_is_the_mean_over_its_parts():
     config = CONFIGS["sarsa"]
     situation = training.draw_situation(config, 6, seeded(0))
-    sample = sample_objective(config.algorithm, *situation, frames=4, n=5, generator=seeded(1))
+    sample = Objective.of(collect(config.algorithm, *situation, frames=4, n=5, generator=seeded(1)))
     P, V = config.algorithm.construction(c=0.5, dtype=torch.float64)
     blocks = [P[:13, 13:] + 0.1, V[14:, :13] - 0.1]
     halves = [

@@ -23,7 +23,8 @@ from icrl_lib.richness import (
     richness,
     smallest_eigenvalue,
 )
-from icrl_lib.training import draw_situation, held_out_error
+from icrl_lib.students import LinearBlock
+from icrl_lib.training import draw_situation, relative_error
 
 
 def grouped(generator, *, d=2, draws=5, each=30, **family):
@@ -349,7 +350,8 @@ def test_smallest_eigenvalue_refuses(matrices):
 def misses(algorithm, blocks, **family):
     """Error on other MDPs, relative to the teacher's step: 0 perfect, 1 as bad as no update."""
     cfg = config(algorithm, n_mdps=100, frames=2, **family)
-    return held_out_error(cfg, *join(*blocks), generator=torch.Generator().manual_seed(99))
+    block = LinearBlock.from_weights(algorithm, *join(*blocks))
+    return relative_error(cfg, block, generator=torch.Generator().manual_seed(99)) ** 2
 
 
 def false_solution(problem, c=0.5):

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from icrl_lib import constructions, teachers, zoo
 from icrl_lib.algorithms import ActorCriticFeatures
 from icrl_lib.attention import join, linear_self_attention
+from icrl_lib.families import RandomMDPs
 from icrl_lib.loop import interact
 from icrl_lib.mdps import TabularMDP, average_reward, random_mdps, stationary_distribution
 from icrl_lib.policies import Window, initial_states, rollout, softmax_policy, softmax_score
@@ -1384,8 +1385,7 @@ def test_training_finds_the_construction(algorithm):
         batch=64,
         frames=20,
         window=8,
-        n_states=4,
-        n_actions=2,
+        family=RandomMDPs(4, 2),
         learning_rate=2e-2,
         decay=0.8,
         decay_every=128,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import re
 import time
 from pathlib import Path
 
@@ -159,9 +160,8 @@ def _config() -> dict:
 
 
 def _library_version() -> str:
-    namespace: dict[str, str] = {}
-    exec((ROOT / "icrl_lib" / "__init__.py").read_text(), namespace)
-    return namespace["__version__"]
+    source = (ROOT / "icrl_lib" / "__init__.py").read_text()
+    return re.search(r'^__version__ = "(.+)"$', source, re.M)[1]
 
 
 if __name__ == "__main__":

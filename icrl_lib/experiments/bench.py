@@ -16,6 +16,7 @@ import socket
 import statistics
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -30,14 +31,14 @@ from torch import Tensor
 
 from icrl_lib import __version__
 from icrl_lib.algorithms import ALGORITHMS
-from icrl_lib.attention import join, reduced_update
 from icrl_lib.policies import rollout
+from icrl_lib.students import LinearBlock
 from icrl_lib.training import (
     TrainingConfig,
     _Trainer,
     draw_situation,
-    held_out_error,
     memory_needed,
+    relative_error,
     train,
 )
 
@@ -240,15 +241,16 @@ def plain_training(
     PlainRun
         Speed and losses.
     """
-    algorithm, n, gamma = config.algorithm, config.window, config.discount
+    algorithm, n = config.algorithm, config.window
     sarsa = algorithm.name == "sarsa"
     generator = torch.Generator().manual_seed(config.seed)
     mdp, features, parameters, state = draw_situation(config, 1, generator)
+    n_actions, gamma = mdp.n_actions, mdp.discount
     transition, reward = mdp.transition[0], mdp.reward[0]
     phi_pi, phi_v = (features[0], None) if sarsa else (features.policy[0], features.value[0])
     m = 0 if sarsa else algorithm.m
     p, k = algorithm.n_parameters, algorithm.layout.n_token
-    start = weights or join(*_Trainer(config).blocks)
+    start = weights or _Trainer(config).student.weights()
     P, V = (block.detach().clone().requires_grad_() for block in start)
     optimiser = torch.optim.Adam([P, V], lr=config.learning_rate)
     theta, s = parameters[0], state.item()
@@ -256,11 +258,11 @@ def plain_training(
     def probabilities(s: int) -> Tensor:
         if sarsa:
             q = phi_pi[s] @ theta
-            return torch.nn.functional.one_hot(q.argmax(), config.n_actions).to(q.dtype)
+            return torch.nn.functional.one_hot(q.argmax(), n_actions).to(q.dtype)
         return (phi_pi[s] @ theta[:m]).softmax(-1)
 
     def act(s: int) -> int:
-        pi = (1 - algorithm.epsilon) * probabilities(s) + algorithm.epsilon / config.n_actions
+        pi = (1 - algorithm.epsilon) * probabilities(s) + algorithm.epsilon / n_actions
         return torch.multinomial(pi, 1, generator=generator).item()
 
     losses = []
@@ -364,7 +366,7 @@ def roofline(config: TrainingConfig, limits: dict[str, float]) -> dict[str, dict
         its result to it once.
     """
     algorithm, n = config.algorithm, config.window
-    S, A, k, p = config.n_states, config.n_actions, algorithm.layout.n_token, algorithm.n_parameters
+    (S, A), k, p = config.family.sizes(), algorithm.layout.n_token, algorithm.n_parameters
     d, m = algorithm.d, getattr(algorithm, "m", 0)
     actor = m or d  # features of a pair that the policy is made of
     weights = k * (1 + p) + p * k
@@ -421,7 +423,7 @@ def split(config: TrainingConfig, repeats: int = 5) -> dict[str, float]:
     updated = algorithm.teach(parameters, observation)
 
     def forward() -> Tensor:
-        student = reduced_update(tokens, parameters, *trainer.blocks)
+        student = trainer.student(tokens, parameters)
         return 0.5 * (student - updated).square().sum(-1).mean()
 
     loss = forward()
@@ -447,9 +449,13 @@ def scaling(config: TrainingConfig, effort: Effort) -> dict[str, dict[str, Any]]
             sizes = {name: max(1, round(getattr(algorithm, name) * factor)) for name in names}
             changed = dataclasses.replace(algorithm, **sizes)
             return changed.n_parameters, dataclasses.replace(config, algorithm=changed)
-        field = {"n": "window", "B": "batch", "S": "n_states", "A": "n_actions"}[axis]
-        size = max(1, round(getattr(config, field) * factor))
-        changed = {field: size, **({"n_mdps": size} if axis == "B" else {})}
+        if axis in "SA":
+            field = {"S": "n_states", "A": "n_actions"}[axis]
+            size = max(1, round(getattr(config.family, field) * factor))
+            family = dataclasses.replace(config.family, **{field: size})
+            return size, dataclasses.replace(config, family=family)
+        size = max(1, round({"n": config.window, "B": config.batch}[axis] * factor))
+        changed = {"window": size} if axis == "n" else {"batch": size, "n_mdps": size}
         return size, dataclasses.replace(config, **changed)
 
     table: dict[str, dict[str, Any]] = {}
@@ -497,20 +503,19 @@ def time_to_target(config: TrainingConfig, limit: float) -> dict[str, Any]:
     lockstep = TrainingConfig.lockstep(config.algorithm)
     trainer = _Trainer(dataclasses.replace(lockstep, n_mdps=100 * lockstep.batch))
     held_out = dataclasses.replace(lockstep, n_mdps=100, frames=10)
-    spent, error, windows = 0.0, math.inf, 0
-    steps: Iterator[int] = trainer.work()
+    spent, error = 0.0, math.inf
+    steps = trainer.work()
     while error > TARGET and spent < limit:
         started = time.perf_counter()
-        windows += sum(islice(steps, 25))
+        deque(islice(steps, 25), maxlen=0)
         spent += time.perf_counter() - started
-        P, V = join(*(block.detach() for block in trainer.blocks))
         generator = torch.Generator().manual_seed(trainer.config.seed + 1)
-        error = held_out_error(held_out, P, V, generator=generator)
+        error = relative_error(held_out, trainer.student, generator=generator) ** 2
     return {
         "reached": error <= TARGET,
         "seconds": round(spent, 2),
         "steps": trainer.steps,
-        "windows": windows,
+        "windows": trainer.windows,
         "error": float(f"{error:.1e}"),
     }
 
@@ -609,7 +614,8 @@ class Processes:
         seconds, P, V = self.train(longer)
         held_out = dataclasses.replace(config, n_mdps=100, frames=10)
         generator = torch.Generator().manual_seed(config.seed + 1)
-        error = held_out_error(held_out, P, V, generator=generator)
+        block = LinearBlock.from_weights(config.algorithm, P, V)
+        error = relative_error(held_out, block, generator=generator) ** 2
         return {
             "windows": longer.windows,
             "steps": longer.steps,

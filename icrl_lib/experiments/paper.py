@@ -24,7 +24,7 @@ from icrl_lib.checks import check_count, check_instance
 from icrl_lib.control import exact_returns, improve, monte_carlo_return
 from icrl_lib.mdps import TabularMDP, expected_return, greedy_policy, value_iteration
 from icrl_lib.policies import uniform_policy
-from icrl_lib.training import Run, TrainingConfig, draw_situation, train
+from icrl_lib.training import Run, TrainingConfig, describe, draw_situation, train
 
 HELD_OUT_SEED = 2**31
 """Added to a run's seed for the MDPs of its evaluation, which training therefore never sees."""
@@ -113,13 +113,6 @@ def run(
         results.update(_evaluate(config, *weights(results), evaluation, progress))
         _write(path, results)
     return results
-
-
-def describe(config: TrainingConfig) -> dict[str, Any]:
-    """Return a configuration as numbers, strings and mappings."""
-    check_instance("config", config, TrainingConfig)
-    algorithm = {"name": config.algorithm.name, **vars(config.algorithm)}
-    return {**vars(config), "algorithm": algorithm}
 
 
 def stored(name: str) -> dict[str, Any]:

@@ -1,0 +1,237 @@
+"""Students: what is trained, as ``torch.nn.Module`` s from tokens and parameters to parameters.
+
+A student is any module whose ``forward(tokens, parameters)`` maps tokens (B, n, k) and parameters
+(B, p) to updated parameters (B, p). `icrl_lib.training.train` takes those below and your own.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from icrl_lib.algorithms import Algorithm
+from icrl_lib.attention import (
+    join,
+    linear_self_attention,
+    reduced_update,
+    softmax_update,
+    split,
+)
+from icrl_lib.checks import (
+    check_count,
+    check_dtype,
+    check_generator,
+    check_instance,
+    check_number,
+)
+from icrl_lib.loop import Update
+from icrl_lib.prompts import assemble
+
+
+def as_update(algorithm: Algorithm, student: nn.Module) -> Update:
+    """Return a student as what `interact` and `improve` take: (parameters, observation) -> (B, p).
+
+    The student reads what the algorithm's tokens show of the observation.
+    """
+    check_instance("algorithm", algorithm, Algorithm)
+    if not callable(student):
+        raise ValueError(f"student: expected a torch.nn.Module, got {student!r:.200}")
+    return lambda parameters, observation: student(algorithm.tokens(observation), parameters)
+
+
+def _xavier(
+    *shape: int, gain: float, generator: torch.Generator, dtype: torch.dtype
+) -> nn.Parameter:
+    """Draw a Xavier-normal matrix, or one for each head."""
+    check_number("gain", gain, at_least=0)
+    check_generator(generator)
+    check_dtype(dtype)
+    drawn = torch.empty(shape, dtype=dtype, device=generator.device)
+    for matrix in drawn.reshape(-1, *shape[-2:]):
+        nn.init.xavier_normal_(matrix, gain=gain, generator=generator)
+    return nn.Parameter(drawn)
+
+
+class LinearBlock(nn.Module):
+    """The linear block in its reduced form: the two blocks that training moves (Lemma C.1).
+
+    Parameters
+    ----------
+    algorithm : Algorithm
+        Says how large the blocks are.
+    gain : float
+        Gain of their Xavier-normal initialisation.
+    generator : torch.Generator
+        Source of randomness; its device is that of the block.
+    dtype : torch.dtype
+        Floating-point type of the block.
+
+    Attributes
+    ----------
+    P12 : Parameter, shape (k, 1 + p)
+        Token meets parameter column.
+    V21 : Parameter, shape (p, k)
+        Token to parameters.
+    """
+
+    def __init__(
+        self,
+        algorithm: Algorithm,
+        gain: float = 0.1,
+        *,
+        generator: torch.Generator,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        check_instance("algorithm", algorithm, Algorithm)
+        k, p = algorithm.layout.n_token, algorithm.n_parameters
+        self.P12 = _xavier(k, 1 + p, gain=gain, generator=generator, dtype=dtype)
+        self.V21 = _xavier(p, k, gain=gain, generator=generator, dtype=dtype)
+
+    @classmethod
+    def from_weights(cls, algorithm: Algorithm, P: Tensor, V: Tensor) -> LinearBlock:
+        """Return the block with the weights P and V, each (D, D); P22 and V22 have to be 0."""
+        check_instance("algorithm", algorithm, Algorithm)
+        P12, V21, P22, V22 = split(P, V, algorithm.n_parameters)
+        if P12.shape[0] != algorithm.layout.n_token:
+            size = algorithm.layout.size
+            raise ValueError(f"P: expected D = {size} of {algorithm.name}, got {len(P)}")
+        if P22.any() and V22.any():
+            raise ValueError("P: expected P22 = 0 or V22 = 0; LiteralBlock keeps all of P and V")
+        block = cls(algorithm, 0.0, generator=torch.Generator(P.device), dtype=P.dtype)
+        with torch.no_grad():
+            block.P12.copy_(P12)
+            block.V21.copy_(V21)
+        return block
+
+    def forward(self, tokens: Tensor, parameters: Tensor) -> Tensor:
+        return reduced_update(tokens, parameters, self.P12, self.V21)
+
+    def weights(self) -> tuple[Tensor, Tensor]:
+        """Return P and V, each (D, D), with zeros outside P12 and V21."""
+        return join(self.P12.detach(), self.V21.detach())
+
+
+class LiteralBlock(nn.Module):
+    """The linear block to the letter of eq. (1): H is built, and all of P and V can move.
+
+    Parameters
+    ----------
+    algorithm, gain, generator, dtype
+        As for `LinearBlock`; the gain is that of each whole matrix.
+
+    Attributes
+    ----------
+    P, V : Parameter, shape (D, D)
+        The weights.
+    """
+
+    def __init__(
+        self,
+        algorithm: Algorithm,
+        gain: float = 0.1,
+        *,
+        generator: torch.Generator,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        check_instance("algorithm", algorithm, Algorithm)
+        size = algorithm.layout.size
+        self.P = _xavier(size, size, gain=gain, generator=generator, dtype=dtype)
+        self.V = _xavier(size, size, gain=gain, generator=generator, dtype=dtype)
+
+    @classmethod
+    def from_weights(cls, algorithm: Algorithm, P: Tensor, V: Tensor) -> LiteralBlock:
+        """Return the block with the weights P and V, each (D, D)."""
+        check_instance("algorithm", algorithm, Algorithm)
+        split(P, V, algorithm.n_parameters)
+        if len(P) != algorithm.layout.size:
+            size = algorithm.layout.size
+            raise ValueError(f"P: expected D = {size} of {algorithm.name}, got {len(P)}")
+        block = cls(algorithm, 0.0, generator=torch.Generator(P.device), dtype=P.dtype)
+        with torch.no_grad():
+            block.P.copy_(P)
+            block.V.copy_(V)
+        return block
+
+    def forward(self, tokens: Tensor, parameters: Tensor) -> Tensor:
+        H = linear_self_attention(assemble(tokens, parameters), self.P, self.V)
+        return H[:, -parameters.shape[1] :, -1]
+
+    def weights(self) -> tuple[Tensor, Tensor]:
+        """Return P and V, each (D, D)."""
+        return self.P.detach().clone(), self.V.detach().clone()
+
+
+class SoftmaxBlock(nn.Module):
+    """A block of softmax attention, any number of heads (`icrl_lib.attention.softmax_update`).
+
+    Parameters
+    ----------
+    algorithm : Algorithm
+        Says how large the blocks are.
+    heads : int
+        Number of heads.
+    gain : float
+        Gain of the Xavier-normal initialisation, of every head.
+    anchor : bool
+        Attend to the parameter column, too; P22 and V22 are then trained, from 0.
+    temperature : float
+        What scores are divided by.
+    generator, dtype
+        As for `LinearBlock`.
+
+    Attributes
+    ----------
+    P12, V21, P22, V22 : Parameter
+        As in `icrl_lib.attention.softmax_update`; the last two are None without an anchor.
+    """
+
+    def __init__(
+        self,
+        algorithm: Algorithm,
+        heads: int = 1,
+        gain: float = 0.1,
+        *,
+        anchor: bool = False,
+        temperature: float = 1.0,
+        generator: torch.Generator,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        check_instance("algorithm", algorithm, Algorithm)
+        check_count("heads", heads)
+        self.temperature = check_number("temperature", temperature, above=0)
+        k, p = algorithm.layout.n_token, algorithm.n_parameters
+        self.P12 = _xavier(heads, k, 1 + p, gain=gain, generator=generator, dtype=dtype)
+        self.V21 = _xavier(heads, p, k, gain=gain, generator=generator, dtype=dtype)
+        self.P22 = self.V22 = None
+        if anchor:
+            self.P22 = nn.Parameter(self.P12.new_zeros(heads, 1 + p, 1 + p))
+            self.V22 = nn.Parameter(self.P12.new_zeros(heads, p, 1 + p))
+
+    def forward(self, tokens: Tensor, parameters: Tensor) -> Tensor:
+        blocks = (self.P12, self.V21, self.P22, self.V22)
+        return softmax_update(tokens, parameters, *blocks, temperature=self.temperature)
+
+
+class Repeated(nn.Module):
+    """A student applied several times to one window: layers that share their weights.
+
+    Parameters
+    ----------
+    student : torch.nn.Module
+        What is applied.
+    passes : int
+        How often.
+    """
+
+    def __init__(self, student: nn.Module, passes: int) -> None:
+        super().__init__()
+        check_instance("student", student, nn.Module)
+        self.student, self.passes = student, check_count("passes", passes)
+
+    def forward(self, tokens: Tensor, parameters: Tensor) -> Tensor:
+        for _ in range(self.passes):
+            parameters = self.student(tokens, parameters)
+        return parameters
