@@ -89,6 +89,7 @@ def run(
     ValueError
         If `path` or its checkpoint belongs to another configuration.
     """
+    check_instance("config", config, TrainingConfig)
     check_instance("path", path, (str, os.PathLike))
     check_instance("evaluation", evaluation, Evaluation)
     path = Path(path)
