@@ -86,8 +86,7 @@ def gradient_flow(
         raise RuntimeError(f"the solver gave up: {solution.message}")
     pairs = [blocks(np.ascontiguousarray(y)) for y in solution.y.T]
     losses = torch.stack([objective.loss(*pair) for pair in pairs])
-    first, second = (torch.stack(series) for series in zip(*pairs, strict=True))
-    return Flow(times, first, second, losses)
+    return Flow(times, *(torch.stack(series) for series in zip(*pairs, strict=True)), losses)
 
 
 def imbalance(P12: Tensor, V21: Tensor) -> Tensor:
@@ -121,10 +120,8 @@ def tangent(c: float, P12_star: Tensor, V21_star: Tensor) -> tuple[Tensor, Tenso
     """Return the velocity (P12*, -V21* / c^2) of the manifold's point (c P12*, V21* / c)."""
     sizes = check_tensors(V21_star=(V21_star, "p k"), P12_star=(P12_star, "k q"))
     if sizes["q"] != sizes["p"] + 1:
-        raise ValueError(
-            f"P12_star, V21_star: expected 1 + p = {sizes['p'] + 1} columns of P12_star, "
-            f"got {sizes['q']}"
-        )
+        columns = f"{sizes['p'] + 1} columns of P12_star"
+        raise ValueError(f"P12_star, V21_star: expected 1 + p = {columns}, got {sizes['q']}")
     check_number("c", c, nonzero=True)
     return P12_star, -V21_star / c**2
 

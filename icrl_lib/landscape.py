@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -58,7 +57,7 @@ def symmetry_blocks(objective: Objective, P12: Tensor, V21: Tensor) -> dict[str,
     d = check_tensors(V21=(V21, "d k"), P12=(P12, "k q"))["d"]
     objective.check(P12=P12, V21=V21)
     check_tensors(P12=(P12, f"{2 * d + 1} {d + 1}"))
-    count, root, identity = len(objective.column), math.sqrt(d), torch.eye(d).to(P12)
+    count, root, identity = len(objective.column), d**0.5, torch.eye(d).to(P12)
     w, error = objective.column[:, 1:], objective.residuals(P12, V21)
 
     # What V21 writes, P12 reads and Sigma are cut into phi and gamma phi+ (axis a or b), and r.
@@ -89,7 +88,7 @@ def symmetry_blocks(objective: Objective, P12: Tensor, V21: Tensor) -> dict[str,
     edge = torch.cat([mean("npa,np->a", moved, write_r), edge]) / root
     trace = torch.block_diag(apart / d, mean("np,np->", write_r, write_r))
     trace[4, :4] = trace[:4, 4] = edge
-    order = [0, 1, 4, 2, 3]
+    trace = trace[[0, 1, 4, 2, 3]][:, [0, 1, 4, 2, 3]]  # r comes last of P12
 
     by_r = write_r.unsqueeze(2) * w.unsqueeze(1)
     vector = torch.stack([*write.unbind(2), by_r, read_r[:, None, None] * identity]).flatten(1)
@@ -98,20 +97,19 @@ def symmetry_blocks(objective: Objective, P12: Tensor, V21: Tensor) -> dict[str,
     vector[3, :3] += edge
     vector[:3, 3] += edge
 
-    point_p = [P12[:d, 1:].trace() / root, P12[d : 2 * d, 1:].trace() / root, P12[2 * d, 0]]
-    point_v = [V21[:, :d].trace() / root, V21[:, d : 2 * d].trace() / root]
-    off, pairs = P12.new_zeros(3), d * (d - 1)
-    matrices = {"trace": (1, trace[order][:, order]), "vector": (d, vector / d)}
-    if d > 1:
-        matrices |= {
-            "diagonal": (d - 1, equal / d - (apart - equal) / pairs),
-            "symmetric": (pairs // 2, (same + swapped - 2 * equal) / pairs),
-            "antisymmetric": (pairs // 2, (same - swapped) / pairs),
-        }
+    point = [P12[:d, 1:].trace() / root, P12[d : 2 * d, 1:].trace() / root, P12[2 * d, 0]]
+    point = torch.stack([*point, V21[:, :d].trace() / root, V21[:, d : 2 * d].trace() / root])
+    off, pairs = torch.zeros_like(point), d * (d - 1)
     blocks = {
-        name: SymmetryBlock(multiplicity, matrix, off[:2], off[:2])
-        for name, (multiplicity, matrix) in matrices.items()
+        "trace": SymmetryBlock(1, trace, point[:3], point[3:]),
+        "vector": SymmetryBlock(d, vector / d, off[:3], off[:1]),
     }
-    blocks["trace"] = blocks["trace"]._replace(P12=torch.stack(point_p), V21=torch.stack(point_v))
-    blocks["vector"] = blocks["vector"]._replace(P12=off, V21=off[:1])
+    if d > 1:
+        apart, same, swapped = (pair_sum - equal for pair_sum in (apart, same, swapped))
+        for name, multiplicity, matrix in (
+            ("diagonal", d - 1, equal / d - apart / pairs),
+            ("symmetric", pairs // 2, (same + swapped) / pairs),
+            ("antisymmetric", pairs // 2, (same - swapped) / pairs),
+        ):
+            blocks[name] = SymmetryBlock(multiplicity, matrix, off[:2], off[:2])
     return blocks

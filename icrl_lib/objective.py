@@ -66,8 +66,7 @@ class Objective:
 
     def gradient(self, P12: Tensor, V21: Tensor) -> tuple[Tensor, Tensor]:
         """Return the derivatives of the loss by P12 (k, q) and V21 (p, k)."""
-        error = self.residuals(P12, V21)
-        return self._gradient(error, P12, V21)
+        return self._gradient(self.residuals(P12, V21), P12, V21)
 
     def full_gradient(self, P: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
         """Return the derivatives of the loss of the whole block by P and V, each (D, D).
@@ -80,14 +79,13 @@ class Objective:
         form = ((column @ P22) * column).sum(-1, keepdim=True)  # s, (N, 1)
         error = self.residuals(P12, V21) + form * (column @ V22.mT) / self.n
         slope = ((error @ V22) * column).sum(-1, keepdim=True)  # e^T V22 w~, (N, 1)
-        gradient_p, gradient_v = torch.zeros_like(P), torch.zeros_like(V)
-        blocks = split(gradient_p, gradient_v, len(V21))  # views: what is written there stays here
-        by_p12, by_v21 = self._gradient(error, P12, V21)
-        blocks.P12.copy_(by_p12)
-        blocks.P22.copy_((slope * column).mT @ column / (self.n * count))
-        blocks.V21.copy_(by_v21)
-        blocks.V22.copy_((form * error).mT @ column / (self.n * count))
-        return gradient_p, gradient_v
+        by_p22 = (slope * column).mT @ column / (self.n * count)
+        by_v22 = (form * error).mT @ column / (self.n * count)
+        gradient = torch.zeros_like(P), torch.zeros_like(V)
+        parts = *self._gradient(error, P12, V21), by_p22, by_v22
+        for block, part in zip(split(*gradient, len(V21)), parts, strict=True):
+            block.copy_(part)  # blocks are views of the two matrices
+        return gradient
 
     def gauss_newton(self, P12: Tensor, V21: Tensor) -> Tensor:
         """Return the mean of J^T J for the Jacobian J of the residuals by (P12, V21).
@@ -129,12 +127,10 @@ class Objective:
         k, q, p = self.sigma.shape[1], self.column.shape[1], self.target.shape[1]
         for (name, block), shape in zip(blocks.items(), ((k, q), (p, k)), strict=True):
             check_instance(name, block, Tensor)
-            given = (tuple(block.shape), block.dtype, block.device)
-            expected = (shape, self.column.dtype, self.column.device)
-            if given != expected:
-                raise ValueError(
-                    f"{name}: expected shape, dtype and device {expected}, got {given}"
-                )
+            given = tuple(block.shape), block.dtype, block.device
+            wanted = shape, self.column.dtype, self.column.device
+            if given != wanted:
+                raise ValueError(f"{name}: expected shape, dtype and device {wanted}, got {given}")
 
     def _gradient(self, error: Tensor, P12: Tensor, V21: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean derivatives of half of |error|^2 by P12 and V21."""

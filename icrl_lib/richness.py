@@ -54,14 +54,9 @@ def curvature(
     nullity = int((values <= tolerance * values[-1]).sum())
     if nullity == len(values):
         raise ValueError("objective: expected a loss that depends on the blocks; it is flat")
-    null = vectors[:, :nullity].mT
-    return Curvature(
-        rate=values[nullity].item(),
-        nullity=nullity,
-        eigenvalues=values,
-        null_p=null[:, : P12.numel()].reshape(nullity, *P12.shape),
-        null_v=null[:, P12.numel() :].reshape(nullity, *V21.shape),
-    )
+    null_p, null_v = vectors[:, :nullity].mT.split([P12.numel(), V21.numel()], 1)
+    null_p, null_v = null_p.unflatten(1, P12.shape), null_v.unflatten(1, V21.shape)
+    return Curvature(values[nullity].item(), nullity, values, null_p, null_v)
 
 
 class Alignment(NamedTuple):
@@ -109,33 +104,27 @@ def alignment(matrix: Tensor, P12_star: Tensor, V21_star: Tensor) -> Alignment:
         V21_star=(V21_star.flatten(), "b"),
     )
     if matrix.dtype != torch.float64:
-        raise ValueError(
-            "matrix: expected torch.float64, in which a small eigenvalue can be told from zero; "
-            f"got {matrix.dtype}"
-        )
+        raise ValueError(f"matrix: expected torch.float64, got {matrix.dtype}")
     first, second = P12_star.numel(), V21_star.numel()
     if len(matrix) != first + second:
-        raise ValueError(
-            f"matrix: expected the side {first} + {second} of P12_star and V21_star, "
-            f"got {len(matrix)}"
-        )
+        sides = f"{first} + {second} of P12_star and V21_star"
+        raise ValueError(f"matrix: expected the side {sides}, got {len(matrix)}")
     roots = []
     for name, part in (("P12", matrix[:first, :first]), ("V21", matrix[first:, first:])):
         values, vectors = torch.linalg.eigh(part)
         if values[0] <= ROUNDING * values[-1]:
             raise ValueError(f"matrix: expected the part of {name} to be regular; it is singular")
         roots.append(vectors * values.rsqrt() @ vectors.mT)
-    correlations = roots[0] @ matrix[:first, first:] @ roots[1]
-    best: tuple[float, Tensor, Tensor] | None = None
-    for side, star in enumerate((P12_star, V21_star)):
-        axis = roots[side] @ star.flatten()
-        axis = axis / axis.norm().clamp(min=torch.finfo(axis.dtype).tiny)
-        held = correlations.mT if side else correlations  # the constrained block comes first
+    cross, found = roots[0] @ matrix[:first, first:] @ roots[1], []
+    for root, star, held in zip(roots, (P12_star, V21_star), (cross, cross.mT), strict=True):
+        axis = torch.nn.functional.normalize(root @ star.flatten(), dim=0, eps=1e-300)
         left, cosines, right = torch.linalg.svd(held - torch.outer(axis, axis @ held))
-        if best is None or cosines[0] > best[0]:
-            pair = (left[:, 0], right[0]) if side == 0 else (right[0], left[:, 0])
-            best = cosines[0].item(), roots[0] @ pair[0], -roots[1] @ pair[1]
-    return Alignment(best[0], best[1].reshape(P12_star.shape), best[2].reshape(V21_star.shape))
+        found.append((cosines[0].item(), left[:, 0], right[0]))
+    (rho, U, W), (other, W_other, U_other) = found  # the constrained block comes first
+    if other > rho:
+        rho, U, W = other, U_other, W_other
+    U, W = roots[0] @ U, -roots[1] @ W
+    return Alignment(rho, U.reshape(P12_star.shape), W.reshape(V21_star.shape))
 
 
 class Bracket(NamedTuple):
@@ -168,11 +157,8 @@ def smallest_eigenvalue(matrices: Tensor) -> Bracket:
         direction = torch.linalg.eigh(one.mean(0)).eigenvectors[:, 0]
         held_out.append((other @ direction) @ direction)
     values = torch.cat(held_out)
-    return Bracket(
-        low=torch.linalg.eigvalsh(matrices.mean(0))[0].item(),
-        high=values.mean().item(),
-        error=(values.std() / math.sqrt(len(values))).item(),
-    )
+    low = torch.linalg.eigvalsh(matrices.mean(0))[0].item()
+    return Bracket(low, values.mean().item(), values.std().item() / math.sqrt(len(values)))
 
 
 class Richness(NamedTuple):
@@ -243,17 +229,16 @@ def richness(
         raise ValueError(f"draws: expected {draws} consecutive groups of equal w")
     largest = objective.sigma.diagonal(dim1=1, dim2=2).sum(-1).max().item()
     if largest > (2 * bound_features**2 + bound_reward**2) * (1 + 1e-12):
-        raise ValueError(
-            "bound_features, bound_reward: expected bounds on the sample, "
-            f"got a window with mean ||x||^2 = {largest:g}"
-        )
+        seen = f"a window with mean ||x||^2 = {largest:g}"
+        raise ValueError(f"bound_features, bound_reward: expected bounds on the sample, got {seen}")
     column, read = objective.column, objective.read(P12_star)
     window = objective.sigma[:, :d]  # R, (N, d, k)
     given_w = (window.mT @ window).unflatten(0, (draws, -1)).mean(1)
-    kappas = [
-        _smallest(moment)
-        for moment in (column.mT @ column / len(column), given_w, read.mT @ read / len(read))
-    ]
+    kappas = []
+    for moment in (column.mT @ column / len(column), given_w, read.mT @ read / len(read)):
+        values = torch.linalg.eigvalsh(moment)
+        smallest = values[..., 0].min().item()
+        kappas.append(smallest if smallest > ROUNDING * values.max() else 0.0)
     rho = 1.0
     if all(kappas):
         rho = alignment(objective.gauss_newton(P12_star, V21_star), P12_star, V21_star).rho
@@ -344,10 +329,3 @@ def guarantee(
     # c width ||P12*|| away and can be approached by twice the distance that the flow has moved.
     room = min(r, c * width * math.sqrt(2 * d + 1) / 2)
     return Guarantee(m0, M0, C_Q, r, root**2, room * root / (root + reach))
-
-
-def _smallest(matrices: Tensor) -> float:
-    """Return the smallest eigenvalue of positive semidefinite matrices; rounded zeros are 0."""
-    values = torch.linalg.eigvalsh(matrices)
-    smallest = values[..., 0].min().item()
-    return smallest if smallest > ROUNDING * values.max().item() else 0.0

@@ -1,5 +1,6 @@
 """Gradient flow, what it conserves, and where it ends; predictions made before it starts."""
 
+import decimal
 from types import SimpleNamespace
 
 import pytest
@@ -137,6 +138,16 @@ def test_imbalance_and_predicted_scale_by_hand():
     assert imbalance(2 * P12, V21 / 2).item() == 18
     assert predicted_scale(18, P12, V21) == pytest.approx(2, rel=1e-12)
     assert predicted_scale(0, P12, V21) == pytest.approx((8 / 5) ** 0.25, rel=1e-12)
+
+
+@pytest.mark.parametrize("imbalance", [-1e9, -1e8, -3.0, 0.5, 1e8])
+def test_predicted_scale_keeps_its_digits(imbalance):
+    """Against the root of 5 c^4 - imbalance c^2 - 8 = 0 in fifty decimal digits."""
+    P12, V21 = torch.tensor([[2.0, 1.0]]), torch.tensor([[2.0], [2.0]])
+    with decimal.localcontext(prec=50):
+        i = decimal.Decimal(imbalance)
+        expected = float(((i + (i * i + 160).sqrt()) / 10).sqrt())
+    assert predicted_scale(imbalance, P12, V21) == pytest.approx(expected, rel=1e-12)
 
 
 def test_tangent_is_the_derivative_by_c(generator):

@@ -65,6 +65,16 @@ def test_rich_data_leave_one_null_direction_the_tangent(generator, d, c):
     assert abs(null @ along) / along.norm() == pytest.approx(1, abs=1e-12)
 
 
+@pytest.mark.parametrize(("one_hot", "nullity"), [(False, 1), (True, 1 + 2 * 6 + 1)])
+def test_windows_in_float32_leave_the_null_directions_as_many(generator, one_hot, nullity):
+    cfg = config(SARSA(d=6), dtype="float32")
+    mdp, features, w, state = draw_situation(cfg, 100, generator)
+    if one_hot:
+        features = one_hot_features(100, 3, 2)
+    problem = collect(cfg, generator, situation=(mdp, features, w, state), frames=4)
+    assert curvature(problem.objective, *on_manifold(problem, 0.7)).nullity == nullity
+
+
 def test_curvature_of_actor_critic(generator):
     problem = collect(config(ActorCritic(d=2, m=2)), generator, batch=200)
     local = curvature(problem.objective, *on_manifold(problem, 0.7))
@@ -175,6 +185,24 @@ def test_rho_does_not_depend_on_which_block_comes_first(rich):
     assert swapped.P12.shape == found.V21.shape == V.shape
 
 
+def test_alignment_refuses_float32(rich):
+    matrix, (P, V) = rich.objective.gauss_newton(*rich.star), rich.star
+    with pytest.raises(ValueError, match=r"^matrix: .*float64.*float32"):
+        alignment(matrix.float(), P.float(), V.float())
+
+
+@pytest.mark.parametrize("part", ["P12", "V21"])
+def test_alignment_tells_a_small_eigenvalue_from_a_rounded_zero(part):
+    stars = torch.ones(3, dtype=F64), torch.ones(2, dtype=F64)
+    spectrum = torch.tensor([4.0, 1, 1, 5, 1], dtype=F64)
+    place = spectrum[1:2] if part == "P12" else spectrum[4:]
+    place[:] = 2e-13 * (4 if part == "P12" else 5)
+    assert alignment(spectrum.diag(), *stars).rho == 0
+    place /= 2
+    with pytest.raises(ValueError, match=f"^matrix: .*{part}"):
+        alignment(spectrum.diag(), *stars)
+
+
 def test_alignment_refuses_a_singular_part(generator):
     problem = collect(config(discount=0.0), generator)
     with pytest.raises(ValueError, match=r"^matrix: .*P12"):
@@ -199,6 +227,20 @@ def test_constants_are_the_smallest_eigenvalues(rich):
     ):
         assert value == pytest.approx(float(expected), rel=1e-12)
     assert (found.bound_features, found.bound_reward) == (math.sqrt(2), 1)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_kappa_of_rounded_zeros_is_zero(seed):
+    """Under one w two of three directions of w~ are never seen; rounding leaves 1e-17 there."""
+    generator = torch.Generator().manual_seed(seed)
+    cfg = config()
+    mdp, features, _, state = draw_situation(cfg, 60, generator)
+    w = cfg.algorithm.draw_parameters(1, generator, F64).repeat(60, 1)
+    problem = collect(cfg, generator, frames=1, situation=(mdp, features, w, state))
+    found = constants(problem, draws=1)
+    assert (found.kappa_column, found.rho) == (0, 1)
+    assert found.kappa_window > 1e-4
+    assert found.kappa_update > 1e-4
 
 
 @pytest.mark.parametrize("draws", [0, 4.0, 7, 3])
