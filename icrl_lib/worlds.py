@@ -17,15 +17,29 @@ across an end, and a restart is a token that writes nothing.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import itertools
+import math
+from collections.abc import Callable
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from icrl_lib.checks import check_count, check_dtype, check_instance, check_tensors
+from icrl_lib.algorithms import Algorithm
+from icrl_lib.checks import (
+    check_count,
+    check_dtype,
+    check_generator,
+    check_instance,
+    check_number,
+    check_tensors,
+)
 from icrl_lib.mdps import TabularMDP, cumulative
+from icrl_lib.policies import Window
 
 if TYPE_CHECKING:
     import gymnasium
@@ -85,21 +99,62 @@ def from_gymnasium(
     if getattr(world, "fickle_passenger", False):
         raise ValueError("environment: expected steps that follow P, a fickle passenger does not")
 
-    n_states, n_actions = len(world.P), len(world.P[0])
+    table, n_states, n_actions = _entries(world.P)
     shape = (n_states + 1, n_actions, n_states + 1)
     transition = torch.zeros(shape, dtype=torch.float64)
     paid = torch.zeros_like(transition)  # probability times reward
-    for s, actions in world.P.items():
-        for a, outcomes in actions.items():
-            for probability, s_next, reward, terminated in outcomes:
-                place = (s, a, n_states if terminated else int(s_next))
-                transition[place] += float(probability)
-                paid[place] += float(probability) * float(reward)
+    for (s, a), outcomes in table.items():
+        name = f"environment: P[{s}][{a}]"
+        try:
+            probabilities, following, rewards, ends = zip(*outcomes, strict=True)
+        except (TypeError, ValueError):
+            wanted = "(probability, next state, reward, terminated)"
+            raise ValueError(f"{name}: expected rows of {wanted}, got {outcomes!r:.100}") from None
+        p = _distribution(name, probabilities, n_states)
+        for i in p.nonzero()[0]:  # what never happens may lead anywhere and pay anything
+            check_number(f"{name}: reward", rewards[i])
+            check_number(f"{name}: next state", following[i], at_least=0, less_than=n_states)
+            if following[i] != int(following[i]):
+                raise ValueError(f"{name}: next state: expected an integer, got {following[i]!r}")
+            place = (s, a, n_states if ends[i] else int(following[i]))
+            transition[place] += p[i]
+            paid[place] += p[i] * float(rewards[i])
     transition[n_states, :, n_states] = 1
     reward = torch.where(transition > 0, paid / transition.clamp(min=1e-300), 0.0)
-    initial = torch.zeros(n_states + 1, dtype=torch.float64)
-    initial[:n_states] = torch.as_tensor(world.initial_state_distrib, dtype=torch.float64)
+    name = "environment: initial_state_distrib"
+    first = _distribution(name, world.initial_state_distrib, n_states)
+    if len(first) != n_states:
+        raise ValueError(f"{name}: expected {n_states} numbers, as P has states, got {len(first)}")
+    initial = torch.tensor([*first, 0], dtype=torch.float64)
     return TabularMDP(transition[None], reward[None], initial[None], discount, n_states).to(dtype)
+
+
+def _entries(table: Any) -> tuple[dict[tuple[int, int], Any], int, int]:
+    """Return {(s, a): outcomes} and the numbers of states and actions of a table, or refuse it."""
+    try:
+        entries = {(s, a): rows for s, actions in table.items() for a, rows in actions.items()}
+        n_states, n_actions = len(table), len(table[0])
+    except (AttributeError, KeyError):
+        entries = {}
+    if not entries or entries.keys() != set(itertools.product(range(n_states), range(n_actions))):
+        raise ValueError(
+            "environment: expected a dictionary P[s][a] with states s = 0, 1, 2, ... and the same "
+            f"actions a = 0, 1, 2, ... in each of them, got {table!r:.100}"
+        )
+    return entries, n_states, n_actions
+
+
+def _distribution(name: str, given: Any, n_states: int) -> np.ndarray:
+    """Return probabilities in double precision, or refuse them by the measure of their own type."""
+    numbers = np.asarray(given)
+    rounded = numbers.dtype in (np.float16, np.float32)
+    tolerance = 8 * n_states * np.finfo(numbers.dtype if rounded else np.float64).eps
+    known = numbers.ndim == 1 and numbers.dtype.kind in "fiu"
+    total = numbers.sum(dtype=np.float64) if known else math.nan
+    if not (abs(total - 1) <= tolerance and numbers.min() >= -tolerance):
+        raise ValueError(f"{name}: expected probabilities that sum to 1, got {given!r:.100}")
+    p = numbers.astype(np.float64).clip(min=0)
+    return p / p.sum() if rounded else p
 
 
 def restarting(mdp: TabularMDP) -> TabularMDP:
@@ -167,7 +222,7 @@ def to_gymnasium(mdp: TabularMDP, *, index: int = 0, terminal: int | None = None
     index : int
         Which MDP of the batch.
     terminal : int, optional
-        A state whose entering ends the episode; by default none does.
+        A state whose entering ends the episode; by default that of `mdp`, if it has one.
 
     Returns
     -------
@@ -189,7 +244,124 @@ def to_gymnasium(mdp: TabularMDP, *, index: int = 0, terminal: int | None = None
         check_count(name, value, at_least=0)
         if value >= size:
             raise ValueError(f"{name}: expected an integer below {size}, got {value!r}")
-    return _tabular_env()(mdp, index, terminal)
+    return _tabular_env()(mdp, index, mdp.terminal if terminal is None else terminal)
+
+
+@dataclasses.dataclass(eq=False)
+class Agent:
+    """A learner that is driven by an environment's own steps, one at a time.
+
+    ::
+
+        state, _ = environment.reset()
+        for _ in range(n_steps):
+            state, reward, terminated, truncated, _ = environment.step(agent.act(state))
+            agent.see(reward, state, terminated, truncated)
+            if terminated or truncated:
+                state, _ = environment.reset()
+
+    Its windows are those of a restarting world: a step with `terminated` leads to the terminal
+    state, whatever state the environment names, and from there a transition with reward 0 leads to
+    the next first state. A step with `truncated` ends the window: its last state is bootstrapped
+    from, and the way to the next first state is no transition. The update of such a short window
+    is scaled, so that every transition moves the parameters as far as in a full one.
+
+    Parameters
+    ----------
+    algorithm : Algorithm
+        Says how parameters act and what a window shows.
+    features : Tensor or tuple of Tensor
+        What ``algorithm.draw_features`` returns for one MDP, B = 1, whose last state is the
+        terminal one; see `zero_at_terminal`.
+    update : callable
+        ``algorithm.teach``, or a block.
+    discount : float
+        The discount gamma, in [0, 1).
+    window : int
+        Number of transitions, restarts included, between two updates.
+    parameters : Tensor, shape (1, p), optional
+        Parameters to begin with, by default 0; the attribute holds those after the last update.
+    generator : torch.Generator
+        Source of randomness.
+    """
+
+    algorithm: Algorithm
+    features: Any
+    update: Callable[[Tensor, tuple], Tensor]
+    discount: float
+    window: int
+    _: dataclasses.KW_ONLY
+    parameters: Tensor | None = None
+    generator: torch.Generator
+
+    def __post_init__(self) -> None:
+        check_instance("algorithm", self.algorithm, Algorithm)
+        if not callable(self.update):
+            raise ValueError(f"update: expected a function, got {self.update!r:.200}")
+        check_number("discount", self.discount, at_least=0, less_than=1)
+        check_count("window", self.window)
+        check_generator(self.generator)
+        if self.parameters is None:
+            table = self.features if isinstance(self.features, Tensor) else self.features[0]
+            self.parameters = table.new_zeros(1, self.algorithm.n_parameters)
+        self._policy = self.algorithm.policy(self.features, self.parameters)
+        self._terminal = self._policy.shape[1] - 1
+        self._states, self._actions, self._rewards = [], [], []
+
+    def act(self, state: int) -> int:
+        """Draw an action in a state of the environment."""
+        state = self._check_state(state)
+        if self._states and len(self._actions) == len(self._states):
+            raise ValueError("act: expected a call of see after every action")
+        if not self._states:
+            self._states = [state]
+        elif self._states[-1] == self._terminal:
+            self._actions.append(self._draw())  # what is done there does not matter
+            self._arrive(0.0, state)
+        elif self._states[-1] != state:
+            raise ValueError(f"state: expected {self._states[-1]}, the last seen, got {state}")
+        self._actions.append(self._draw())
+        return self._actions[-1]
+
+    def see(self, reward: float, state: int, terminated: bool, truncated: bool) -> None:
+        """Take in what a step of the environment returned."""
+        check_number("reward", reward)
+        state = self._terminal if terminated else self._check_state(state)
+        if not self._states or len(self._actions) < len(self._states):
+            raise ValueError("see: expected a call of act before every step")
+        self._arrive(float(reward), state)
+        if truncated and not terminated:
+            if self._rewards:
+                self._learn()
+            self._states = []
+
+    def _check_state(self, state: int) -> int:
+        check_count("state", state, at_least=0)
+        if state >= self._terminal:
+            raise ValueError(f"state: expected an integer below {self._terminal}, got {state!r}")
+        return int(state)
+
+    def _draw(self) -> int:
+        policy = self._policy[0, self._states[-1]]
+        return torch.multinomial(policy, 1, generator=self.generator).item()
+
+    def _arrive(self, reward: float, state: int) -> None:
+        self._rewards.append(reward)
+        self._states.append(state)
+        if len(self._rewards) == self.window:
+            self._learn()
+
+    def _learn(self) -> None:
+        device, dtype = self._policy.device, self._policy.dtype
+        states = torch.tensor([self._states], device=device)
+        actions = torch.tensor([[*self._actions, self._draw()]], device=device)
+        rewards = torch.tensor([self._rewards], device=device, dtype=dtype)
+        window = Window(states, actions, rewards, self.discount).episodic(self._terminal)
+        seen = self.algorithm.observe(self.features, self.parameters, window)
+        updated = self.update(self.parameters, seen).detach()
+        self.parameters = self.parameters.lerp(updated, len(self._rewards) / self.window)
+        self._policy = self.algorithm.policy(self.features, self.parameters)
+        self._states, self._actions, self._rewards = self._states[-1:], [], []
 
 
 def _gymnasium() -> ModuleType:
@@ -201,6 +373,10 @@ def _gymnasium() -> ModuleType:
             "pip install gymnasium"
         ) from error
     return gymnasium
+
+
+def _blank_env() -> gymnasium.Env:
+    return object.__new__(_tabular_env())
 
 
 @functools.cache
@@ -225,7 +401,7 @@ def _tabular_env() -> type[gymnasium.Env]:
             self.observation_space = gymnasium.spaces.Discrete(mdp.n_states)
             self.action_space = gymnasium.spaces.Discrete(mdp.n_actions)
             options = {"mdp": mdp, "index": index, "terminal": terminal}
-            self.spec = EnvSpec("TabularMDP-v0", TabularEnv, kwargs=options)
+            self.spec = EnvSpec("TabularMDP-v0", f"{__name__}:to_gymnasium", kwargs=options)
             # Rows that a float32 has rounded sum to 1 again in double precision.
             exact = mdp[index : index + 1].to(torch.float64)
             self._probability = exact.transition[0].numpy()
@@ -235,6 +411,9 @@ def _tabular_env() -> type[gymnasium.Env]:
             self._first = cumulative(exact.initial[0]).numpy()
             self._terminal = terminal
             self.s: int | None = None
+
+        def __reduce__(self) -> tuple:
+            return _blank_env, (), self.__dict__  # a class made in a function has no address
 
         @functools.cached_property
         def P(self) -> dict[int, dict[int, list[tuple[float, int, float, bool]]]]:  # noqa: N802

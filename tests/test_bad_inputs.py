@@ -971,6 +971,18 @@ ROWS = {
             "generator": GENERATOR,
         },
     ),
+    "worlds.Agent": Row(
+        worlds.Agent,
+        {
+            "algorithm": AN_ALGORITHM,
+            "features": Argument(draw("1 S A d"), {}),
+            "update": UPDATE,
+            "discount": DISCOUNT,
+            "window": a_count(3),
+            "parameters": but(a_tensor("1 d"), "None"),
+            "generator": GENERATOR,
+        },
+    ),
     "worlds.from_gymnasium": Row(
         worlds.from_gymnasium,
         {

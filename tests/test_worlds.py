@@ -2,23 +2,28 @@
 
 import dataclasses
 import itertools
+import math
+import pickle
 import subprocess
 import sys
 from collections import Counter, defaultdict
 from types import SimpleNamespace
 
 import gymnasium
+import numpy as np
 import pytest
 import torch
 from gymnasium.envs.toy_text import CliffWalkingEnv, FrozenLakeEnv, TaxiEnv
 from gymnasium.utils.env_checker import check_env
 
 from icrl_lib import constructions, mdps, worlds
+from icrl_lib.algorithms import SARSA, ActorCritic, ActorCriticFeatures
 from icrl_lib.attention import linear_self_attention
-from icrl_lib.features import random_features
+from icrl_lib.features import one_hot_features, random_features
 from icrl_lib.mdps import expected_return, greedy_policy, policy_value, value_iteration
-from icrl_lib.policies import initial_states, rollout, uniform_policy
+from icrl_lib.policies import Window, initial_states, rollout, uniform_policy
 from icrl_lib.prompts import sarsa_prompt
+from icrl_lib.zoo import SARSALambda
 
 DETERMINISTIC = {
     "dry lake": lambda: FrozenLakeEnv(is_slippery=False),
@@ -184,13 +189,99 @@ def test_the_world_has_the_dtype_asked_for(dtype):
         (SimpleNamespace(P={}), {}, "environment: .*without initial_state_distrib"),
         (TaxiEnv(fickle_passenger=True), {}, "environment: .*fickle"),
         (FrozenLakeEnv(), {"is_slippery": False}, "options: .*is_slippery"),
-        (table([(0.5, 1, 0.0, False)]), {}, "transition: "),
     ],
-    ids=["no table", "no first states", "fickle passenger", "options", "half a row"],
+    ids=["no table", "no first states", "fickle passenger", "options"],
 )
 def test_from_gymnasium_refuses(environment, options, message):
     with pytest.raises(ValueError, match=message):
         worlds.from_gymnasium(environment, 0.9, **options)
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "said"),
+    [
+        ([(0.5, 1, 0.0, False)], "sum to 1"),
+        ([(1.5, 1, 0.0, False), (-0.5, 0, 0.0, False)], "sum to 1"),
+        ([(math.nan, 1, 0.0, False)], "sum to 1"),
+        ([("1", 1, 0.0, False)], "sum to 1"),
+        ([(1.0, 2, 0.0, False)], "next state: .*less than 2, got 2"),
+        ([(1.0, 2, 0.0, True)], "next state: .*less than 2, got 2"),
+        ([(1.0, -1, 0.0, False)], "next state: .*at least 0, got -1"),
+        ([(1.0, 0.9, 0.0, False)], "next state: .*integer, got 0.9"),
+        ([(1.0, None, 0.0, False)], "next state: .*got None"),
+        ([(1.0, 1, math.nan, False)], "reward: .*got nan"),
+        ([(1.0, 1, None, False)], "reward: .*got None"),
+        ([(1.0, 1, 0.0)], "probability, next state, reward, terminated"),
+        ([], "probability, next state, reward, terminated"),
+        (1.0, "probability, next state, reward, terminated"),
+    ],
+    ids=str,
+)
+def test_an_entry_that_tells_nothing_is_refused_by_its_place(outcomes, said):
+    with pytest.raises(ValueError, match=rf"^environment: P\[0\]\[0\]: .*{said}"):
+        read(table(outcomes))
+
+
+STAY = [(1.0, 0, 0.0, False)]
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {1: {0: STAY}},
+        {0: {1: STAY}},
+        {0: {0: STAY}, 2: {0: STAY}},
+        {0: {0: STAY}, 1: {0: STAY, 1: STAY}},
+        {0: {0: STAY, 1: STAY}, 1: {0: STAY}},
+        {0: {}},
+        {},
+        [[STAY]],
+        {0: [STAY]},
+        np.ones((1, 1, 1)),
+        None,
+    ],
+    ids=str,
+)
+def test_a_table_that_is_not_numbered_from_0_is_refused(entries):
+    world = SimpleNamespace(P=entries, initial_state_distrib=[1.0])
+    with pytest.raises(ValueError, match=r"^environment: expected a dictionary P\[s\]\[a\]"):
+        read(world)
+
+
+@pytest.mark.parametrize("initial", [[1.0], [0.5, 0.5, 0.0], [0.5, 0.4], [[1.0, 0.0]], None, "10"])
+def test_first_states_that_do_not_suit_the_table_are_refused(initial):
+    world = SimpleNamespace(P=table([(1.0, 1, 0.0, True)]).P, initial_state_distrib=initial)
+    with pytest.raises(ValueError, match=r"^environment: initial_state_distrib: expected"):
+        read(world)
+
+
+def test_what_never_happens_may_pay_anything():
+    mdp = read(table([(1.0, 1, 2.0, False), (0.0, 1, math.nan, False)]))
+    assert mdp.reward[0, 0, 0].tolist() == [0, 2.0, 0]
+
+
+def test_a_difference_may_miss_0_by_a_rounding_error():
+    left = 1 - 0.9 - 0.1
+    assert left < 0
+    mdp = read(table([(0.9, 1, 0.0, False), (0.1, 0, 0.0, False), (left, 0, 0.0, True)]))
+    assert mdp.transition[0, 0, 0].tolist() == [0.1, 0.9, 0]
+
+
+def test_probabilities_are_as_exact_as_their_type():
+    """Three thirds of a float32 miss 1 by 3e-8, which a float64 must not."""
+    third = np.float32(1 / 3)
+    mdp = read(table([(third, 1, 0.0, False), (third, 0, 0.0, False), (third, 0, 0.0, True)]))
+    assert mdp.transition[0, 0, 0].tolist() == pytest.approx([1 / 3] * 3, abs=1e-15)
+    with pytest.raises(ValueError, match="sum to 1"):
+        read(table([(float(third), s, 0.0, False) for s in (0, 0, 1)]))
+
+
+def test_first_states_are_as_exact_as_their_type():
+    initial = np.array([0.1, 0.9], dtype=np.float32)
+    world = SimpleNamespace(P=table([(1.0, 1, 0.0, True)]).P, initial_state_distrib=initial)
+    torch.testing.assert_close(
+        read(world).initial, torch.tensor([[0.1, 0.9, 0]]).double(), rtol=0, atol=1e-7
+    )
 
 
 def test_restarting_leads_from_the_terminal_state_to_the_first_ones():
@@ -338,6 +429,20 @@ def test_an_episode_ends_in_the_terminal_state_and_only_there():
     assert last == (48, -1.0, True, False, {})
 
 
+def test_an_environment_ends_where_its_mdp_does():
+    environment = worlds.to_gymnasium(read(FrozenLakeEnv()))
+    assert environment.P[14][1][-1] == (pytest.approx(1 / 3), 16, 1.0, True)
+
+
+def test_an_environment_can_be_pickled_in_the_middle_of_an_episode(generator):
+    environment = worlds.to_gymnasium(mdps.random_mdps(3, generator=generator), index=1)
+    environment.reset(seed=0)
+    copy = pickle.loads(pickle.dumps(environment))
+    walks = [[one.step(a % 4) for a in range(20)] for one in (environment, copy)]
+    assert walks[0] == walks[1]
+    check_env(copy)
+
+
 def test_the_spec_makes_the_same_environment(generator):
     environment = worlds.to_gymnasium(mdps.random_mdps(3, generator=generator), index=1)
     copy = gymnasium.make(environment.spec)
@@ -382,3 +487,141 @@ def test_a_missing_gymnasium_is_named_with_its_remedy(direction, monkeypatch, ge
     worlds._tabular_env.cache_clear()
     with pytest.raises(ModuleNotFoundError, match="pip install gymnasium"):
         worlds.to_gymnasium(mdp) if direction == "to" else read("FrozenLake-v1")
+
+
+# --- raw steps
+
+
+def agent_on_ice(algorithm, features, window=20, **options):
+    options = {"generator": torch.Generator().manual_seed(0)} | options
+    return worlds.Agent(algorithm, features, algorithm.teach, 0.9, window, **options)
+
+
+GREEDY = {"d": 7, "alpha": 0.5, "epsilon": 0.0}  # so that the action not taken is known
+
+
+@pytest.mark.parametrize("algorithm", [SARSA(**GREEDY), SARSALambda(**GREEDY)], ids=["one", "all"])
+def test_raw_steps_teach_what_the_restarting_world_teaches(algorithm, generator):
+    """FrozenLake by `env.step`, and the same trajectory as windows of the table."""
+    lake, environment = worlds.restarting(read(FrozenLakeEnv())), FrozenLakeEnv()
+    phi = random_features(1, 17, 4, 7, generator=generator, dtype=torch.float64)
+    w = torch.rand(1, 7, generator=generator, dtype=torch.float64)
+    agent = agent_on_ice(algorithm, phi, parameters=w)
+    walk = []
+    s, _ = environment.reset(seed=0)
+    for _ in range(300):
+        a = agent.act(s)
+        s_next, reward, terminated, truncated, _ = environment.step(a)
+        agent.see(reward, s_next, terminated, truncated)
+        walk.append((s, a, reward))
+        if terminated:
+            walk.append((16, 0, 0.0))
+        s = environment.reset()[0] if terminated else s_next
+
+    assert sum(s == 16 for s, *_ in walk) > 10
+    for first in range(0, len(walk) - 20, 20):
+        states, actions, rewards = zip(*walk[first : first + 21], strict=True)
+        last = algorithm.policy(phi, w)[0, states[-1]].argmax().item()
+        at, took = torch.tensor([states]), torch.tensor([[*actions[:-1], last]])
+        paid = torch.tensor([rewards[:-1]], dtype=torch.float64)
+        window = Window(at, took, paid, lake.discount).episodic(lake.terminal)
+        w = algorithm.teach(w, algorithm.observe(phi, w, window))
+    torch.testing.assert_close(agent.parameters, w, rtol=0, atol=1e-12)
+
+
+def test_an_agent_learns_dry_ice_from_raw_steps():
+    """From optimism, one-hot features; the teacher's agents find the goal, 6 steps away."""
+    environment = gymnasium.make("FrozenLake-v1", is_slippery=False)
+    phi = worlds.zero_at_terminal(one_hot_features(1, 16, 4))
+    sarsa = SARSA(d=64, alpha=2.0, epsilon=0.1)
+    agent = agent_on_ice(sarsa, phi, parameters=torch.ones(1, 64))
+    (state, _), won = environment.reset(seed=0), []
+    for _ in range(3000):
+        state, reward, terminated, truncated, _ = environment.step(agent.act(state))
+        agent.see(reward, state, terminated, truncated)
+        if terminated or truncated:
+            won.append(reward)
+            state, _ = environment.reset()
+    assert sum(won[-50:]) > 30
+
+
+def one_feature(window=4):
+    """w = 2 and phi(s) = 1 + s in both actions, gamma = 0.9, alpha = 4."""
+    phi = torch.tensor([1.0, 2, 3, 99]).reshape(1, 4, 1, 1).double()
+    algorithm = SARSA(d=1, alpha=4.0, epsilon=0.0)
+    return agent_on_ice(algorithm, phi, window, parameters=torch.full((1, 1), 2.0).double())
+
+
+def test_a_truncated_episode_is_bootstrapped_and_its_jump_is_no_transition():
+    """Two transitions of a window of four: w + (4/4) sum; then a window from state 2."""
+    agent = one_feature()
+    agent.act(0)
+    agent.see(1.0, 1, False, False)
+    agent.act(1)
+    agent.see(5.0, 2, False, True)
+    first, second = 1 + 0.9 * 4 - 2, 5 + 0.9 * 6 - 4
+    w = 2 + first * 1 + second * 2
+    assert agent.parameters.item() == pytest.approx(w, abs=1e-12)
+    for _ in range(4):
+        agent.act(2)
+        agent.see(0.0, 2, False, False)
+    assert agent.parameters.item() == pytest.approx(w + 4 * (0.9 - 1) * 3 * w * 3, abs=1e-10)
+
+
+def test_an_end_on_the_last_step_allowed_is_an_end():
+    agent = one_feature(window=1)
+    agent.act(1)
+    agent.see(5.0, 1, True, True)
+    assert agent.parameters.item() == pytest.approx(2 + 4 * (5 - 4) * 2, abs=1e-12)
+
+
+def test_parameters_begin_at_zero_in_the_dtype_of_the_features():
+    value, policy = torch.zeros(1, 4, 2).double(), torch.zeros(1, 4, 2, 3).double()
+    critic = ActorCritic(d=2, m=3)
+    agent = agent_on_ice(critic, ActorCriticFeatures(policy, value))
+    assert torch.equal(agent.parameters, torch.zeros(1, 5).double())
+
+
+def test_actions_have_the_probabilities_of_the_policy(generator):
+    phi = torch.tensor([0.0, 1.0]).reshape(1, 1, 2, 1).expand(1, 2, 2, 1)
+    sarsa = SARSA(d=1, epsilon=0.5)
+    agent = agent_on_ice(sarsa, phi, 10_000, parameters=torch.ones(1, 1), generator=generator)
+    seen = []
+    for _ in range(2000):
+        seen.append(agent.act(0))
+        agent.see(0.0, 0, False, False)
+    assert abs(sum(seen) / 2000 - 0.75) < 5 * (0.75 * 0.25 / 2000) ** 0.5
+
+
+@pytest.mark.parametrize("state", [3, -1, 1.0, None])
+def test_an_agent_refuses_states_that_are_none(state):
+    agent = one_feature()
+    with pytest.raises(ValueError, match=r"^state: "):
+        agent.act(state)
+    agent.act(0)
+    with pytest.raises(ValueError, match=r"^state: "):
+        agent.see(0.0, state, False, False)
+
+
+def test_an_agent_refuses_a_state_that_it_is_not_in():
+    agent = one_feature()
+    agent.act(0)
+    agent.see(0.0, 1, False, False)
+    with pytest.raises(ValueError, match=r"^state: expected 1, .* got 2"):
+        agent.act(2)
+
+
+def test_an_agent_refuses_rewards_that_are_none():
+    agent = one_feature()
+    agent.act(0)
+    with pytest.raises(ValueError, match=r"^reward: "):
+        agent.see(math.nan, 1, False, False)
+
+
+def test_actions_and_steps_take_turns():
+    agent = one_feature()
+    with pytest.raises(ValueError, match=r"^see: "):
+        agent.see(0.0, 1, False, False)
+    agent.act(0)
+    with pytest.raises(ValueError, match=r"^act: "):
+        agent.act(0)
