@@ -15,7 +15,7 @@ import os
 import time
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -365,8 +365,8 @@ class Step(NamedTuple):
         Mean of half the squared distance to the teacher, before the step.
     error : float
         The same as a relative error; see `Run`.
-    frame : Frame
-        The windows that the step was taken on.
+    windows : Windows
+        What the step was taken on.
     student : torch.nn.Module
         The student after the step. The next step changes it.
     """
@@ -374,11 +374,71 @@ class Step(NamedTuple):
     number: int
     loss: float
     error: float
-    frame: Frame
+    windows: Windows
     student: nn.Module
 
 
-def mimic(config: TrainingConfig, student: nn.Module | None = None) -> Iterator[Step]:
+def fit(
+    student: nn.Module, batches: Iterable[Windows], optimiser: torch.optim.Optimizer
+) -> Iterator[Step]:
+    """Train a student on batches of windows, one step each: the loop of every training here.
+
+    Parameters
+    ----------
+    student : torch.nn.Module
+        Maps tokens (B, n, k) and parameters (B, p) to updated parameters (B, p). It is changed.
+    batches : iterable of Windows
+        What to train on, for example ``itertools.repeat(windows, 1000)`` for 1,000 steps on the
+        same sample.
+    optimiser : torch.optim.Optimizer
+        Any optimiser of the student's parameters; its learning rate may be changed between steps.
+
+    Yields
+    ------
+    Step
+        One for each batch.
+    """
+    check_instance("student", student, nn.Module)
+    check_instance("optimiser", optimiser, torch.optim.Optimizer)
+    for number, windows in enumerate(batches, 1):
+        loss, moved = _optimiser_step(student, windows, optimiser, number)
+        yield Step(number, loss, _root((loss, moved)), windows, student)
+
+
+def _optimiser_step(
+    student: nn.Module,
+    windows: Windows,
+    optimiser: torch.optim.Optimizer,
+    number: int,
+    add_up: Callable[..., None] | None = None,
+) -> tuple[float, float]:
+    """Take one step on the loss of eq. (6); return it and half the teacher's mean squared step.
+
+    Where several processes share the work, `add_up` turns means over a part into means over all.
+    """
+    updated = student(windows.tokens, windows.parameters)
+    loss = 0.5 * (updated - windows.target).square().sum(-1).mean()
+    moved = 0.5 * (windows.target - windows.parameters).square().sum(-1).mean()
+    optimiser.zero_grad()
+    loss.backward()
+    loss = loss.detach()
+    if add_up is not None:
+        weights = (part for group in optimiser.param_groups for part in group["params"])
+        add_up(loss, moved, *(part.grad for part in weights if part.grad is not None))
+    optimiser.step()
+    values = loss.item(), moved.item()
+    if not math.isfinite(values[0]):
+        rate = optimiser.param_groups[0]["lr"]
+        raise ValueError(
+            f"learning_rate: training has diverged at step {number}, with learning rate {rate:g}: "
+            f"the loss is {values[0]}; try a smaller one"
+        )
+    return values
+
+
+def mimic(
+    config: TrainingConfig, student: nn.Module | None = None, *, driver: str = "teacher"
+) -> Iterator[Step]:
     """Train step by step; watch a run by looking at its steps, stop it by leaving the loop.
 
     Parameters
@@ -387,13 +447,17 @@ def mimic(config: TrainingConfig, student: nn.Module | None = None) -> Iterator[
         What to run.
     student : torch.nn.Module, optional
         What to train; see `train`.
+    driver : str
+        Whose updates the agents make, the "teacher"'s or the "student"'s.
 
     Yields
     ------
     Step
         ``config.steps`` times.
     """
-    return _Trainer(config, student).work()
+    if driver not in ("teacher", "student"):
+        raise ValueError(f"driver: expected 'teacher' or 'student', got {driver!r:.200}")
+    return _Trainer(config, student, driver=driver).work()
 
 
 def train(
@@ -634,10 +698,12 @@ class _Trainer:
         config: TrainingConfig,
         student: nn.Module | None = None,
         group: dist.ProcessGroup | None = None,
+        driver: str = "teacher",
     ) -> None:
         check_instance("config", config, TrainingConfig)
         check_memory(config)
         self.config = config
+        self.driver = driver
         self.group = group
         self.rank, self.world = (0, 1) if group is None else (group.rank(), group.size())
         self.generator = torch.Generator(config.device).manual_seed(config.seed)
@@ -738,12 +804,7 @@ class _Trainer:
                 group["lr"] = rate
             batch = self.batch
             for frame in self._batch_of_mdps():
-                loss, moved = self._step(frame)
-                if not math.isfinite(loss):
-                    raise ValueError(
-                        f"learning_rate: training has diverged at step {self.steps}, with learning "
-                        f"rate {rate:g}: the loss is {loss}; try a smaller one"
-                    )
+                step = self._step(frame)
                 self.frames_done += 1
                 self.position = (frame.updated, frame.state)
                 if self.frames_done == config.frames:
@@ -752,7 +813,7 @@ class _Trainer:
                     self.error = _root(self.within_batch)
                     self.within_batch = [0.0, 0.0]
                     self.batch_start, self.position = self.generator.get_state(), None
-                yield Step(self.steps, loss, _root((loss, moved)), frame, self.student)
+                yield step
 
     def _batch_of_mdps(self) -> Iterator[Frame]:
         """Interact, under the teacher's parameters, with the batch of MDPs at hand."""
@@ -768,31 +829,25 @@ class _Trainer:
         if share is not None:
             situation = Situation(*(select(drawn, share.part) for drawn in situation))
         algorithm = config.algorithm
+        by_student = torch.no_grad()(as_update(algorithm, self.student))
         loop = interact(
             algorithm,
             *situation,
-            algorithm.teach,
+            algorithm.teach if self.driver == "teacher" else by_student,
             n=config.window,
             generator=generator,
             share=share,
         )
         return islice(loop, config.frames - self.frames_done)
 
-    def _step(self, frame: Frame) -> tuple[float, float]:
-        """Take one step; return the loss and half the mean squared length of the teacher's step."""
-        tokens = self.config.algorithm.tokens(frame.observation)
-        updated = self.student(tokens, frame.parameters)
-        loss = 0.5 * (updated - frame.updated).square().sum(-1).mean()
-        moved = 0.5 * (frame.updated - frame.parameters).square().sum(-1).mean()
-        self.optimiser.zero_grad()
-        loss.backward()
-        loss = loss.detach()
-        if self.group is not None:
-            gradients = [part.grad for part in self.weights if part.grad is not None]
-            self._add_up(loss, moved, *gradients)
-        self.optimiser.step()
+    def _step(self, frame: Frame) -> Step:
+        algorithm = self.config.algorithm
+        by_teacher = self.driver == "teacher"
+        target = frame.updated if by_teacher else algorithm.teach(*frame[:2])
+        windows = Windows(algorithm.tokens(frame.observation), frame.parameters, target)
+        add_up = None if self.group is None else self._add_up
         self.steps += 1
-        values = loss.item(), moved.item()
+        values = _optimiser_step(self.student, windows, self.optimiser, self.steps, add_up)
         self.pending = [total + value for total, value in zip(self.pending, values, strict=True)]
         self.within_batch = [a + b for a, b in zip(self.within_batch, values, strict=True)]
         if self.steps % self.loss_every == 0 or self.steps == self.config.steps:
@@ -800,7 +855,7 @@ class _Trainer:
             self.losses.append(self.pending[0] / count)
             self.errors.append(_root(self.pending))
             self.pending = [0.0, 0.0]
-        return values
+        return Step(self.steps, values[0], _root(values), windows, self.student)
 
     def _add_up(self, *means: Tensor) -> None:
         """Replace means over this process's part of the batch by means over all of it."""

@@ -931,11 +931,21 @@ ROWS = {
     "training.draw_situation": Row(
         training.draw_situation, {"config": CONFIG, "batch": a_count(2), "generator": GENERATOR}
     ),
+    "training.fit": Row(
+        lambda **given: next(training.fit(batches=[], **given), None),
+        {
+            "student": A_STUDENT,
+            "optimiser": anything(torch.optim.SGD(A_STUDENT.good.parameters()), torch.optim.SGD),
+        },
+    ),
     "training.load_run": Row(
         training.load_run,
         {"path": Argument(A_RUN, {"None": None, "number": 3, "missing": "no.run", "folder": "."})},
     ),
-    "training.mimic": Row(lambda **given: next(training.mimic(**given)), {"config": CONFIG}),
+    "training.mimic": Row(
+        lambda **given: next(training.mimic(**given)),
+        {"config": CONFIG, "driver": anything("student", ["student"])},
+    ),
     "training.relative_error": Row(
         training.relative_error,
         {"config": CONFIG, "student": A_STUDENT, "generator": GENERATOR},
