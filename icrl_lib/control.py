@@ -10,8 +10,14 @@ from torch import Tensor
 from icrl_lib.algorithms import Algorithm
 from icrl_lib.checks import check_count, check_distribution, check_instance, check_tensors
 from icrl_lib.loop import Update, interact
-from icrl_lib.mdps import TabularMDP, check_policy, expected_return
-from icrl_lib.policies import initial_states, rollout
+from icrl_lib.mdps import (
+    TabularMDP,
+    check_policy,
+    expected_return,
+    greedy_policy,
+    value_iteration,
+)
+from icrl_lib.policies import initial_states, rollout, uniform_policy
 
 
 class Improvement(NamedTuple):
@@ -107,6 +113,34 @@ def exact_returns(mdp: TabularMDP, policies: Tensor) -> Tensor:
     check_tensors(**{"mdp.initial": (mdp.initial, "B S"), "policies": (policies, shape)})
     check_distribution("policies", policies)
     return torch.stack([expected_return(mdp, policy) for policy in policies])
+
+
+class Levels(NamedTuple):
+    """What the worst and the best of learners get in each of B MDPs.
+
+    Attributes
+    ----------
+    oracle : Tensor, shape (B,)
+        Exact expected returns of an optimal policy.
+    random : Tensor, shape (B,)
+        Those of the uniform policy.
+    """
+
+    oracle: Tensor
+    random: Tensor
+
+    def share(self, returns: Tensor) -> Tensor:
+        """Return how much of the way from random to oracle is covered: (..., B) -> (...).
+
+        A ratio of means over the MDPs.
+        """
+        return (returns - self.random).mean(-1) / (self.oracle - self.random).mean()
+
+
+def levels(mdp: TabularMDP) -> Levels:
+    """Compute the returns of an optimal and of the uniform policy, each (B,)."""
+    policies = greedy_policy(value_iteration(mdp)), uniform_policy(mdp)
+    return Levels(*(expected_return(mdp, policy) for policy in policies))
 
 
 def monte_carlo_return(

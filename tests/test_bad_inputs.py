@@ -398,6 +398,7 @@ ROWS = {
             "generator": GENERATOR,
         },
     ),
+    "control.levels": Row(control.levels, {"mdp": AN_MDP}),
     "control.monte_carlo_return": Row(
         control.monte_carlo_return,
         {

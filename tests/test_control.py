@@ -250,6 +250,15 @@ def test_monte_carlo_return_averages_its_episodes():
     assert one / sixteen == pytest.approx(16, rel=0.2)
 
 
+def test_the_share_of_the_way_is_a_ratio_of_means():
+    """One state, two actions, discount 1/2: the best gets twice the reward, chance half of that."""
+    reward = torch.tensor([[0.0, 1.0], [3.0, 0.0]])[:, None, :, None]
+    mdp = TabularMDP(torch.ones(2, 1, 2, 1), reward, torch.ones(2, 1), 0.5)
+    found = control.levels(mdp)
+    assert torch.stack(found).tolist() == [[2, 6], [1, 3]]
+    assert found.share(torch.tensor([[1.5, 6.0], [1.0, 3.0]])).tolist() == [0.875, 0]
+
+
 def test_monte_carlo_return_follows_the_paper_unless_told(monkeypatch, generator):
     """32 trajectories of length 50."""
     seen = []

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Rectangle
@@ -192,7 +193,7 @@ def losses(
 
 
 def returns(
-    curves: Mapping[str, tuple[Tensor, Tensor]],
+    curves: Mapping[str, tuple[Tensor, Tensor] | Tensor],
     *,
     band: tuple[float, float] = (0.25, 0.75),
     ylabel: str = "expected return",
@@ -202,9 +203,9 @@ def returns(
 
     Parameters
     ----------
-    curves : mapping of str to (Tensor, Tensor)
-        For each name the numbers of updates (K,) and the returns (K, B). With K = 1 the mean is
-        drawn as a level line, without a band. Names of `ROLES` get that role's look.
+    curves : mapping of str to (Tensor, Tensor), or to Tensor
+        For each name the numbers of updates (K,) and the returns (K, B); or the returns (B,) of
+        one policy, whose mean is drawn as a level line. Names of `ROLES` get that role's look.
     band : tuple of float
         Quantiles over the B MDPs.
     ylabel : str
@@ -219,13 +220,17 @@ def returns(
     check_instance("curves", curves, Mapping)
     if not curves:
         raise ValueError("curves: expected at least one, got none")
+    curves = {
+        name: (torch.zeros(1), curve[None]) if isinstance(curve, Tensor) else curve
+        for name, curve in curves.items()
+    }
     for name, curve in curves.items():
         check_instance(f"curves[{name!r}]", curve, (tuple, list))
         shapes = [series.shape for series in curve if isinstance(series, Tensor)]
         if len(shapes) != 2 or [*map(len, shapes)] != [1, 2] or shapes[0][0] != shapes[1][0]:
             raise ValueError(
-                f"curves[{name!r}]: expected numbers of updates (K,) and returns (K, B), "
-                f"got {curve!r:.200}"
+                f"curves[{name!r}]: expected numbers of updates (K,) and returns (K, B), or "
+                f"returns (B,) alone, got {curve!r:.200}"
             )
     check_instance("band", band, tuple)
     if len(band) != 2:
