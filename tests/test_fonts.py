@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 from io import BytesIO
 from pathlib import Path
@@ -15,10 +16,10 @@ import book_fonts
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("fonts")
-    book_fonts.write(folder)
-    return folder
+def folder(site, tmp_path_factory) -> Path:
+    return Path(
+        shutil.copytree(site / "_static" / "fonts", tmp_path_factory.mktemp("site") / "fonts")
+    )
 
 
 def faces(folder: Path) -> list[dict[str, str]]:
@@ -42,14 +43,20 @@ def test_a_font_has_the_characters_that_the_style_sheet_promises(folder):
         assert set(font(folder, face).getBestCmap()) == characters(face["unicode-range"])
 
 
-@pytest.mark.parametrize("style", ["normal", "italic"])
-@pytest.mark.parametrize("family", ['"Book Text"', '"Book Code"'])
-def test_every_style_has_letters_greek_signs_and_boxes(family, style, folder):
-    ours = [f for f in faces(folder) if (f["font-family"], f["font-style"]) == (family, style)]
-    covered = set().union(*(characters(face["unicode-range"]) for face in ours))
-    assert {character for character in "aZ0é\u2011–’…αγλφΔ²⁺₁←→≤≥≠±×√∑−─│┌█■★☆✓✗"} <= {
-        chr(code) for code in covered
-    }
+def test_every_style_has_letters_greek_signs_and_boxes(folder):
+    styles: dict[tuple[str, ...], set[int]] = {}
+    for face in faces(folder):
+        style = tuple(face[f"font-{kind}"] for kind in ("family", "style", "weight"))
+        styles[style] = styles.get(style, set()) | characters(face["unicode-range"])
+    assert len(styles) == 8
+    for covered in styles.values():
+        assert {*map(ord, "aZ0é\u2011–’…αγλφΔ²⁺₁←→≤≥≠±×√∑−─│┌█■★☆✓✗")} <= covered
+
+
+def test_a_font_is_drawn_in_one_weight(folder):
+    """Fonts that can be drawn in any weight are no fonts in the PDF, but shapes."""
+    for face in faces(folder):
+        assert "fvar" not in font(folder, face)
 
 
 def test_no_font_has_the_reserved_name_of_its_original(folder):

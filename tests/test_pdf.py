@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -48,16 +49,17 @@ def test_a_part_is_named_before_its_first_page_only():
 
 
 @pytest.fixture(scope="module")
-def book(tmp_path_factory) -> PdfReader:
-    site = tmp_path_factory.mktemp("site")
+def book(site, tmp_path_factory) -> PdfReader:
+    small = tmp_path_factory.mktemp("small")
+    shutil.copytree(site / "_static" / "fonts", small / "_static" / "fonts")
     for name, body in PAGES.items():
-        (site / f"{name}.html").write_text(PAGE.format(title=f"Title {name}", body=body))
+        (small / f"{name}.html").write_text(PAGE.format(title=f"Title {name}", body=body))
     try:
-        tool.make(site, site / "book.pdf", BOOK, CONFIG)
+        tool.make(small, small / "book.pdf", BOOK, CONFIG)
     except SystemExit as error:
         refuse = pytest.fail if os.environ.get("BOOK_REQUIRES_BROWSER") else pytest.skip
         refuse(str(error))
-    return PdfReader(site / "book.pdf")
+    return PdfReader(small / "book.pdf")
 
 
 def texts(book: PdfReader) -> list[str]:
@@ -82,6 +84,12 @@ def test_cover_contents_and_pages_come_in_order(book):
 def test_contents_have_the_pages_on_which_chapters_begin(book):
     contents = texts(book)[1]
     assert "Title start 3 A part Title one 4 Title two 5" in contents
+
+
+def test_cover_and_contents_are_printed_in_the_font_of_the_book(book):
+    for page in book.pages[:2]:
+        names = [font.get_object()["/BaseFont"] for font in page["/Resources"]["/Font"].values()]
+        assert {name.partition("+")[2] for name in names} == {"BookText"}
 
 
 def test_every_page_but_the_cover_has_title_and_number(book):
