@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from icrl_lib import constructions, prompts, teachers
-from icrl_lib.attention import linear_self_attention
+from icrl_lib.attention import linear_self_attention, split
 from icrl_lib.checks import check_tensor, check_tensors, settle_counts, settle_numbers
 from icrl_lib.features import Law, random_features
 from icrl_lib.mdps import TabularMDP
@@ -71,6 +71,10 @@ class Algorithm(abc.ABC):
         self, c: float = 1.0, dtype: torch.dtype = torch.float32
     ) -> tuple[Tensor, Tensor]:
         """Return weights (P, V), each (D, D), whose forward pass is the teacher's update."""
+
+    def blocks(self, c: float = 1.0, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+        """Return what training moves of the construction: P12 (k, 1 + p) and V21 (p, k)."""
+        return split(*self.construction(c, dtype), self.n_parameters)[:2]
 
     def draw_parameters(
         self, batch: int, generator: torch.Generator, dtype: torch.dtype = torch.float32

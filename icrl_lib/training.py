@@ -35,7 +35,7 @@ from icrl_lib.checks import (
 )
 from icrl_lib.constructions import Projection, project
 from icrl_lib.families import Family, RandomMDPs, Situation
-from icrl_lib.loop import Frame, interact
+from icrl_lib.loop import Frame, Update, interact
 from icrl_lib.mdps import TabularMDP
 from icrl_lib.policies import Share, select
 from icrl_lib.students import LinearBlock, as_update
@@ -609,11 +609,24 @@ def draw_situation(config: TrainingConfig, batch: int, generator: torch.Generato
     return family.situation(config.algorithm, batch, generator=generator, dtype=dtype)
 
 
+def draw_windows(
+    config: TrainingConfig,
+    batch: int,
+    frames: int = 1,
+    *,
+    update: Update | None = None,
+    generator: torch.Generator,
+) -> Windows:
+    """Collect `frames` windows of each of `batch` new agents; see `icrl_lib.windows.collect`."""
+    agents = draw_situation(config, batch, generator)
+    settings = {"frames": frames, "n": config.window, "update": update, "generator": generator}
+    return collect(config.algorithm, *agents, **settings)
+
+
 def _windows(config: TrainingConfig, batch: int = 2) -> Windows:
     """Return first windows of a run, without moving its generator."""
     generator = torch.Generator(config.device).manual_seed(config.seed)
-    agents = draw_situation(config, batch, generator)
-    return collect(config.algorithm, *agents, n=config.window, generator=generator)
+    return draw_windows(config, batch, generator=generator)
 
 
 # --- memory

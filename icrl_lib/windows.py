@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from icrl_lib.algorithms import Algorithm
-from icrl_lib.checks import check_count, check_instance, check_tensors
+from icrl_lib.checks import check_count, check_generator, check_instance, check_tensors
 from icrl_lib.loop import Update, interact
 from icrl_lib.mdps import TabularMDP
 from icrl_lib.prompts import parameter_column
@@ -48,6 +48,14 @@ class Windows:
     def __getitem__(self, index: slice | Tensor) -> Windows:
         """Select windows by a slice or an index tensor."""
         return Windows(self.tokens[index], self.parameters[index], self.target[index])
+
+    def batches(self, size: int, steps: int, *, generator: torch.Generator) -> Iterator[Windows]:
+        """Draw `steps` batches of `size` windows each, with replacement, as `fit` takes them."""
+        check_count("size", size)
+        check_count("steps", steps)
+        check_generator(generator)
+        draw = {"generator": generator, "device": generator.device}
+        return (self[torch.randint(len(self), (size,), **draw)] for _ in range(steps))
 
     @property
     def column(self) -> Tensor:

@@ -6,7 +6,6 @@ import torch
 
 from icrl_lib import windows
 from icrl_lib.algorithms import SARSA
-from icrl_lib.attention import split
 from icrl_lib.families import RandomMDPs
 from icrl_lib.objective import Objective
 from icrl_lib.training import TrainingConfig, draw_situation
@@ -32,8 +31,7 @@ def collect(cfg, generator, *, batch=40, frames=3, situation=None, update=None):
         cfg.algorithm, *situation, frames=frames, n=cfg.window, update=update, generator=generator
     )
     objective = Objective.of(sample)
-    P, V = cfg.algorithm.construction(dtype=F64)
-    star = split(P, V, cfg.algorithm.n_parameters)[:2]
+    star = cfg.algorithm.blocks(dtype=F64)
     return SimpleNamespace(cfg=cfg, objective=objective, star=star, situation=situation)
 
 

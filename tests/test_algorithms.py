@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from icrl_lib.algorithms import ALGORITHMS, SARSA, ActorCritic, ActorCriticFeatures
+from icrl_lib.attention import join
 from icrl_lib.features import one_hot_features
 from icrl_lib.loop import interact
 from icrl_lib.mdps import TabularMDP, random_mdps
@@ -218,6 +219,14 @@ def test_construction_has_the_scale(algorithm):
     """The entry where the reward meets the constant 1 is c."""
     P, _ = algorithm.construction(-2.0, torch.float64)
     assert P[2 * algorithm.d, algorithm.layout.n_token] == -2
+
+
+@each_algorithm
+def test_blocks_are_all_that_the_construction_has(algorithm):
+    """Zeros around the two blocks give P and V back."""
+    blocks = algorithm.blocks(-0.7, torch.float64)
+    for whole, back in zip(algorithm.construction(-0.7, torch.float64), join(*blocks), strict=True):
+        close(back, whole, atol=0)
 
 
 @each_algorithm

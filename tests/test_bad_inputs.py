@@ -932,6 +932,16 @@ ROWS = {
     "training.draw_situation": Row(
         training.draw_situation, {"config": CONFIG, "batch": a_count(2), "generator": GENERATOR}
     ),
+    "training.draw_windows": Row(
+        training.draw_windows,
+        {
+            "config": CONFIG,
+            "batch": a_count(2),
+            "frames": a_count(2),
+            "update": but(UPDATE, "None"),
+            "generator": GENERATOR,
+        },
+    ),
     "training.fit": Row(
         lambda **given: next(training.fit(batches=[], **given), None),
         {

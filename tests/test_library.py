@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from icrl_lib import families, mdps, students, training, windows, zoo
+from icrl_lib import families, mdps, students, training, zoo
 from icrl_lib.algorithms import SARSA
 from icrl_lib.control import exact_returns, improve
 from icrl_lib.training import TrainingConfig, load_run, mimic, relative_error, train
@@ -90,8 +90,7 @@ def test_watch_and_stop_early():
 
 
 def test_ten_thousand_windows_as_tensors():
-    agents = training.draw_situation(SMALL, 200, generator())
-    data = windows.collect(SMALL.algorithm, *agents, frames=50, n=8, generator=generator(1))
+    data = training.draw_windows(SMALL, 200, 50, generator=generator())
     assert data.tokens.shape == (10_000, 8, 7)
     assert data.target.shape == (10_000, 3)
     P, V = SMALL.algorithm.construction()
