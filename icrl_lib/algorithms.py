@@ -16,7 +16,13 @@ from torch import Tensor
 
 from icrl_lib import constructions, prompts, teachers
 from icrl_lib.attention import linear_self_attention, split
-from icrl_lib.checks import check_tensor, check_tensors, settle_counts, settle_numbers
+from icrl_lib.checks import (
+    check_indices,
+    check_tensor,
+    check_tensors,
+    settle_counts,
+    settle_numbers,
+)
 from icrl_lib.features import Law, random_features
 from icrl_lib.mdps import TabularMDP
 from icrl_lib.policies import Window, epsilon_greedy, explore, mean_features, softmax_policy
@@ -281,16 +287,22 @@ def at_pairs(table: Tensor, states: Tensor, actions: Tensor, terminal: int | Non
 
     In the state `terminal` the answer is 0, whatever the table says.
     """
-    found = at_states(table.flatten(1, 2), states * table.shape[2] + actions)
-    return _silent(found, states, terminal)
+    batch, n_states, n_actions = table.shape[:3]
+    check_indices("states", states, (batch, "n"), n_states, table.device)
+    check_indices("actions", actions, tuple(states.shape), n_actions, table.device)
+    return _silent(_rows(table.flatten(1, 2), states * n_actions + actions), states, terminal)
 
 
 def at_states(table: Tensor, states: Tensor, terminal: int | None = None) -> Tensor:
     """Look up a table (B, S, ...) at states (B, n), shape (B, n, ...), with 0 at `terminal`."""
+    check_indices("states", states, (table.shape[0], "n"), table.shape[1], table.device)
+    return _silent(_rows(table, states), states, terminal)
+
+
+def _rows(table: Tensor, index: Tensor) -> Tensor:
     first_row = torch.arange(table.shape[0], device=table.device).unsqueeze(1) * table.shape[1]
-    rows = (first_row + states).flatten()
-    found = table.flatten(0, 1).index_select(0, rows).unflatten(0, states.shape)
-    return _silent(found, states, terminal)
+    rows = (first_row + index).flatten()
+    return table.flatten(0, 1).index_select(0, rows).unflatten(0, index.shape)
 
 
 def _silent(found: Tensor, states: Tensor, terminal: int | None) -> Tensor:

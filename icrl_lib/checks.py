@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+import sys
 from numbers import Integral, Real
 from typing import Any
 
 import torch
+
+DTYPES = (torch.float32, torch.float64)
+"""What the library computes in: in half precision a row of zeros sums to 1 within rounding."""
 
 
 def check_tensors(**arguments: tuple[torch.Tensor, str]) -> dict[str, int]:
@@ -27,8 +31,8 @@ def check_tensors(**arguments: tuple[torch.Tensor, str]) -> dict[str, int]:
     Raises
     ------
     ValueError
-        If an argument is no floating-point tensor, has another shape, is empty, holds NaN or
-        infinity, or differs from the first argument in dtype or device. The message names the
+        If an argument is no tensor of float32 or float64, has another shape, is empty, holds NaN
+        or infinity, or differs from the first argument in dtype or device. The message names the
         argument, what was expected and what was given.
     """
     sizes: dict[str, tuple[int, str]] = {}
@@ -62,11 +66,11 @@ def check_tensors(**arguments: tuple[torch.Tensor, str]) -> dict[str, int]:
 
 
 def check_tensor(name: str, value: torch.Tensor) -> None:
-    """Raise a ValueError unless `value` is a non-empty dense tensor of finite real numbers."""
+    """Raise a ValueError unless `value` is a non-empty dense tensor of finite floats (`DTYPES`)."""
     if not isinstance(value, torch.Tensor):
         raise ValueError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
-    if not value.is_floating_point():
-        raise ValueError(f"{name}: expected a floating-point tensor, got dtype {value.dtype}")
+    if value.dtype not in DTYPES:
+        raise ValueError(f"{name}: expected float32 or float64, got dtype {value.dtype}")
     if value.numel() == 0:
         raise ValueError(f"{name}: expected a non-empty tensor, got shape {tuple(value.shape)}")
     if value.layout != torch.strided or value.is_meta:
@@ -156,6 +160,31 @@ def settle_numbers(record: object, *names: str, **bounds: Any) -> None:
         object.__setattr__(record, name, value)
 
 
+def check_indices(
+    name: str, value: torch.Tensor, sizes: tuple[int | str, ...], below: int, device: torch.device
+) -> None:
+    """Raise a ValueError unless `value` holds int64 numbers from 0 to `below` - 1 on `device`.
+
+    `sizes` are those of its axes, with a letter for an axis that may have any size.
+    """
+    shape = f"({', '.join(map(str, sizes))}{',' * (len(sizes) == 1)})"
+    if (
+        not isinstance(value, torch.Tensor)
+        or value.dtype != torch.int64
+        or value.ndim != len(sizes)
+        or value.numel() == 0
+        or any(
+            size not in (given, str(size)) for size, given in zip(sizes, value.shape, strict=True)
+        )
+    ):
+        raise ValueError(f"{name}: expected an int64 tensor of shape {shape}, got {value!r:.200}")
+    if value.device != device:
+        raise ValueError(f"{name}: expected {device}, got {value.device}")
+    low, high = (end.item() for end in value.aminmax())
+    if low < 0 or high >= below:
+        raise ValueError(f"{name}: expected numbers from 0 to {below - 1}, got {low} to {high}")
+
+
 def check_generator(generator: torch.Generator) -> None:
     """Raise a ValueError unless `generator` is a ``torch.Generator``."""
     if not isinstance(generator, torch.Generator):
@@ -166,9 +195,9 @@ def check_generator(generator: torch.Generator) -> None:
 
 
 def check_dtype(dtype: torch.dtype) -> None:
-    """Raise a ValueError unless `dtype` is a floating-point ``torch.dtype``."""
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise ValueError(f"dtype: expected a floating-point torch.dtype, got {dtype!r}")
+    """Raise a ValueError unless `dtype` is one of `DTYPES`."""
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype: expected torch.float32 or torch.float64, got {dtype!r}")
 
 
 def check_device(device: torch.device | str) -> None:
@@ -187,3 +216,9 @@ def check_instance(name: str, value: object, kind: type | tuple[type, ...]) -> N
         kinds = kind if isinstance(kind, tuple) else (kind,)
         names = " or ".join(one.__name__ for one in kinds)
         raise ValueError(f"{name}: expected {names}, got {value!r:.200}")
+
+
+def tell(line: str) -> None:
+    """Print a line; signs that the encoding of standard output lacks are printed by their names."""
+    encoding = sys.stdout.encoding or "utf-8"
+    print(line.encode(encoding, "namereplace").decode(encoding))

@@ -76,7 +76,7 @@ def one_hot_features(
     check_device(device)
     d = torch.Size(shape).numel()
     identity = torch.eye(d, dtype=dtype, device=device).reshape(*shape, d)
-    return identity.expand(batch, *identity.shape)
+    return identity.expand(batch, *identity.shape).contiguous()
 
 
 def sphere_features(

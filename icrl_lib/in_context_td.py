@@ -79,7 +79,7 @@ def boyan_chains(
     transition[:, state, state + 2] = 1 - one_on
     transition[:, -2, -1] = 1
     transition[:, -1] = distribution()
-    reward = uniform(-1, 1, n_states).unsqueeze(-1).expand_as(transition)
+    reward = uniform(-1, 1, n_states).unsqueeze(-1).expand_as(transition).contiguous()
     initial = distribution()
     return TabularMDP(transition.unsqueeze(2), reward.unsqueeze(2), initial, discount)
 
@@ -363,7 +363,7 @@ def train(settings: Settings) -> Learned:
     check_instance("settings", settings, Settings)
     generator = torch.Generator().manual_seed(settings.seed)
     size = 2 * settings.d + 1
-    P, Q = torch.empty(size, size), torch.empty(size, size)
+    P, Q = (torch.empty(size, size, dtype=torch.float32) for _ in range(2))
     for weights in (P, Q):
         torch.nn.init.xavier_normal_(weights, gain=settings.gain, generator=generator)
         weights.requires_grad_()
@@ -373,7 +373,7 @@ def train(settings: Settings) -> Learned:
     schedule = torch.optim.lr_scheduler.ExponentialLR(
         optimiser, settings.final ** (1 / settings.steps)
     )
-    losses = torch.empty(settings.steps)
+    losses = torch.empty(settings.steps, dtype=torch.float32)
     for step in range(settings.steps):
         mdp = boyan_chains(
             settings.chains, settings.n_states, settings.discount, generator=generator

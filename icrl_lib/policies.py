@@ -12,6 +12,7 @@ from icrl_lib.checks import (
     check_count,
     check_distribution,
     check_generator,
+    check_indices,
     check_instance,
     check_number,
     check_tensors,
@@ -90,7 +91,8 @@ class Window(NamedTuple):
 def uniform_policy(mdp: TabularMDP) -> Tensor:
     """Return the uniform random policy, shape (B, S, A)."""
     check_instance("mdp", mdp, TabularMDP)
-    return torch.full_like(mdp.expected_reward, 1 / mdp.n_actions)
+    shape = (mdp.batch, mdp.n_states, mdp.n_actions)
+    return mdp.transition.new_full(shape, 1 / mdp.n_actions)
 
 
 def random_policy(mdp: TabularMDP, generator: torch.Generator) -> Tensor:
@@ -192,12 +194,7 @@ def rollout(
     check_count("n", n)
     check_generator(generator)
     batch, n_states, n_actions = mdp.batch, mdp.n_states, mdp.n_actions
-    if not isinstance(state, Tensor) or state.dtype != torch.int64 or state.shape != (batch,):
-        raise ValueError(f"state: expected an int64 tensor of shape ({batch},), got {state!r}")
-    if state.device != mdp.transition.device:
-        raise ValueError(f"state: expected {mdp.transition.device}, got {state.device}")
-    if state.min() < 0 or state.max() >= n_states:
-        raise ValueError(f"state: expected states from 0 to {n_states - 1}, got {state!r}")
+    check_indices("state", state, (batch,), n_states, mdp.transition.device)
     if share is not None:
         check_instance("share", share, Share)
         if len(range(share.batch)[share.part]) != batch:
@@ -205,8 +202,9 @@ def rollout(
 
     # A step looks up a column of either table and writes where it was told to: in a batch of
     # hundreds, allocating would take the most time.
-    act = _Sampler(cumulative(policy.detach()).flatten(0, 1), batch)  # a column per MDP and state
-    move = _Sampler(mdp.cumulative_transition.detach().flatten(0, 2), batch)  # ... and action
+    with torch.no_grad():
+        act = _Sampler(cumulative(policy).flatten(0, 1), batch)  # a column per MDP and state
+        move = _Sampler(mdp.cumulative_transition.flatten(0, 2), batch)  # ... and action
     uniform = _uniform if share is None else share.uniform
     for_actions = uniform(mdp, n + 1, generator).unbind()
     for_states = uniform(mdp, n, generator).unbind()

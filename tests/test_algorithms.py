@@ -125,6 +125,25 @@ def test_parameters_have_shape_and_dtype(generator, algorithm, dtype):
     assert parameters.dtype == dtype
 
 
+@pytest.mark.parametrize(("name", "place"), [("states", S), ("states", -1), ("actions", A)])
+@each_algorithm
+def test_a_window_may_not_name_what_its_mdp_lacks(algorithm, name, place):
+    """A table has the next MDP's rows behind those of the first, and none behind the last."""
+    _, features, parameters, window = situation(algorithm)
+    table = getattr(window, name).clone()
+    table[0, 1] = place
+    with pytest.raises(ValueError, match=rf"^{name}: expected numbers from 0 to .* {place}"):
+        algorithm.observe(features, parameters, window._replace(**{name: table}))
+
+
+@each_algorithm
+def test_a_window_of_another_batch_is_refused(algorithm):
+    _, features, parameters, window = situation(algorithm)
+    alone = Window(*(table[:1] for table in window[:3]), window.discount)
+    with pytest.raises(ValueError, match=r"^states: expected an int64 tensor of shape \(2, n\)"):
+        algorithm.observe(features, parameters, alone)
+
+
 @each_algorithm
 def test_parameters_are_uniform(generator, algorithm):
     parameters = algorithm.draw_parameters(20_000, generator, torch.float64)

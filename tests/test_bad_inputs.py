@@ -98,6 +98,7 @@ def a_tensor(
             "list": t.tolist(),
             "array": t.numpy(),
             "integers": t.long(),
+            "half precision": t.half(),
             "booleans": t > 0.5,
             "complex": t.cfloat(),
             "NaN": spoiled,
@@ -163,7 +164,16 @@ DISCOUNT = a_number(0.5, -0.1, 1.0)
 STEP = a_number(0.2, 0, -1)
 SCALE = a_number(0.7, 0)
 SHARE = a_number(0.1, -0.1, 1.1)
-DTYPE = anything(torch.float32, torch.int64, torch.bool, torch.complex64, float, "float32")
+DTYPE = anything(
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.int64,
+    torch.bool,
+    torch.complex64,
+    float,
+    "float32",
+)
 GENERATOR = anything(torch.Generator().manual_seed(0), torch, torch.Generator)
 AN_MDP = anything(MDP, MDP.transition, mdps.TabularMDP)
 AN_ALGORITHM = anything(ALGORITHM, algorithms.SARSA, "sarsa")
@@ -177,6 +187,17 @@ STATE = anything(
     torch.tensor([-1, 0]), torch.tensor([0]), torch.tensor([[0, 5]]), torch.tensor([0, 5]).int(),
     torch.tensor([0, 5]).to("meta"),
 )  # fmt: skip
+
+
+def places(below: int) -> Argument:
+    """Rows of a table, one for each of B problems and n + 1 times."""
+    good = torch.tensor([[0, 1, below - 1, 0], [0, 0, 0, 0]])
+    return anything(
+        good, good + 1, good - 1, good[:1], good[0], good[:, :0], good.int(), good.float(),
+        good.tolist(), good.to("meta"),
+    )  # fmt: skip
+
+
 LAYOUT = anything(prompts.sarsa_layout(4), (), [("r", 1)])
 UPDATE = anything(ALGORITHM.teach, 1.0, [])
 
@@ -282,6 +303,13 @@ A_RUN = Path(tempfile.mkdtemp()) / "a.run"
 training.train(CONFIG.good, progress=False).save(A_RUN)
 
 ROWS = {
+    "algorithms.at_pairs": Row(
+        lambda **given: algorithms.at_pairs(draw("B S A d"), **given),
+        {"states": places(6), "actions": places(3)},
+    ),
+    "algorithms.at_states": Row(
+        lambda **given: algorithms.at_states(draw("B S d"), **given), {"states": places(6)}
+    ),
     "algorithms.ActorCritic": settings(algorithms.ActorCritic, **ACTOR_SETTINGS),
     "algorithms.SARSA": settings(algorithms.SARSA, **SARSA_SETTINGS),
     "algorithms.named": Row(algorithms.named, {"algorithm": anything("sarsa", "SARSA")}),
@@ -645,10 +673,7 @@ ROWS = {
         ),
         {"shape": a_count(3), "generator": GENERATOR, "dtype": DTYPE},
     ),
-    "mdps.value_iteration": Row(
-        mdps.value_iteration,
-        {"mdp": AN_MDP, "tolerance": but(STEP, "None")},
-    ),
+    "mdps.value_iteration": Row(mdps.value_iteration, {"mdp": AN_MDP}),
     "objective.Objective": Row(
         objective.Objective,
         {
@@ -695,8 +720,8 @@ ROWS = {
         {
             "steps": anything(torch.arange(7), torch.ones(3), [1, 2], torch.ones(7, 2)),
             "values": but(
-                a_tensor("K", "first last dtype"), "empty", "NaN", "infinity"
-            ),  # a run can diverge
+                a_tensor("K", "first last dtype"), "empty", "NaN", "infinity", "half precision"
+            ),  # a run can diverge, and is drawn whatever it was computed in
             "smooth": a_count(1, 1, 8),
         },
     ),
@@ -1050,8 +1075,6 @@ MODULES_WITHOUT = {
 }
 WITHOUT = {
     "algorithms.Algorithm": ABSTRACT,
-    "algorithms.at_pairs": INNER,
-    "algorithms.at_states": INNER,
     "classroom.homework.Choices": RECORDS,
     "classroom.homework.Number": RECORDS,
     "classroom.homework.Question": RECORDS,

@@ -205,6 +205,15 @@ def test_a_number_is_not_given_away(capsys):
     assert capsys.readouterr().out == "✓ A1.by_hand: plausible; its value is graded\n"
 
 
+def test_a_tick_that_the_console_lacks_is_named(monkeypatch):
+    console = io.TextIOWrapper(io.BytesIO(), encoding="cp1252", newline="\n")
+    monkeypatch.setattr(sys, "stdout", console)
+    homework.check("A1.by_hand", 1.7)
+    console.flush()
+    told = "\\N{CHECK MARK} A1.by_hand: plausible; its value is graded\n"
+    assert console.buffer.getvalue().decode("cp1252") == told
+
+
 def test_an_unknown_question_is_refused():
     with pytest.raises(ValueError, match=r"^name: expected one of sarsa_update"):
         homework.check("A1.nothing", 1)

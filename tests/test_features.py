@@ -53,6 +53,14 @@ def test_one_hot_features_of_pairs():
         assert features[b, s, a, k] == (k == 2 * s + a)
 
 
+@pytest.mark.parametrize("shape", [(3,), (3, 2)])
+def test_every_one_hot_feature_can_be_changed_alone(shape):
+    features = one_hot_features(2, *shape)
+    before = features.clone()
+    features[0, 0] = 7
+    assert torch.equal(features[1], before[1])
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_one_hot_features_have_the_dtype(dtype):
     assert one_hot_features(1, 2, dtype=dtype).dtype == dtype

@@ -161,6 +161,23 @@ def test_boyan_probabilities_are_uniform(generator):
     assert forward.var().item() == pytest.approx(0.98**2 / 12, abs=0.001)
 
 
+def test_boyan_probabilities_stay_away_from_0_and_1(generator):
+    """Numbers between 0.01 and 0.99; where they are divided by their sum, no two differ by more."""
+    mdp = boyan_chains(100, 40, 0.9, generator=generator, dtype=torch.float64)
+    forward = mdp.transition[:, range(38), 0, range(1, 39)]
+    assert 0.01 < forward.min() < 0.011
+    assert 0.989 < forward.max() < 0.99
+    for rows in (mdp.initial, mdp.transition[:, -1, 0]):
+        assert 90 < (rows.amax(-1) / rows.amin(-1)).max() < 0.99 / 0.01
+
+
+def test_every_boyan_reward_can_be_changed_alone(generator):
+    reward = boyan_chains(2, 6, 0.9, generator=generator).reward
+    before = reward.clone()
+    reward[0, 0, 0, 0] += 1
+    assert (reward != before).sum() == 1
+
+
 def test_boyan_rewards_depend_on_the_state_alone(generator):
     reward = boyan_chains(5, 6, 0.9, generator=generator).reward
     assert (reward == reward[..., :1]).all()
@@ -201,6 +218,24 @@ def test_the_loss_of_zero_predictions_is_the_mean_square_of_the_rewards():
 def test_training_repeats_to_the_bit():
     first, second = train(SHORT), train(SHORT)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_training_does_not_depend_on_the_default_dtype():
+    expected = train(SHORT)
+    torch.set_default_dtype(torch.float64)
+    try:
+        learned = train(SHORT)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(a, b) for a, b in zip(learned, expected, strict=True))
+
+
+def test_weights_decay():
+    """A decay that dwarfs the loss: Adam's first step is then the learning rate, towards 0."""
+    decayed = replace(SHORT, steps=1, learning_rate=1e-3, weight_decay=1e9)
+    start = train(replace(decayed, learning_rate=1e-30))
+    for before, after in zip(start[:2], train(decayed)[:2], strict=True):
+        torch.testing.assert_close(after, before - 1e-3 * before.sign(), rtol=0, atol=1e-6)
 
 
 def test_training_differs_with_the_seed():

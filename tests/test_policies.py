@@ -312,6 +312,16 @@ def test_rollout_follows_the_seed(generator):
     assert not torch.equal(first.actions, other.actions)
 
 
+def test_rollout_follows_a_policy_whose_gradient_is_wanted(generator):
+    """Nothing of the window depends smoothly on the policy or on the transitions."""
+    mdp = ring((0, 1))
+    mdp = TabularMDP(mdp.transition.requires_grad_(), mdp.reward, mdp.initial, 0.5)
+    policy = always([[1, 0, 0], [0, 0, 1]]).requires_grad_()
+    window = rollout(mdp, policy, 3, torch.tensor([0, 2]), generator)
+    assert window.rewards.tolist() == [[101, 11, 11], [121, 12, 121]]
+    assert not window.rewards.requires_grad
+
+
 def test_rollout_modifies_nothing(generator):
     mdp, state = random_mdps(2, generator=generator), torch.tensor([0, 1])
     policy = uniform_policy(mdp)

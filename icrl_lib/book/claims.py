@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from icrl_lib.checks import check_instance, check_number
+from icrl_lib.checks import check_instance, check_number, tell
 
 
 def claim(
@@ -29,7 +29,7 @@ def claim(
         ``"source: statement"``.
     value : number, bool, array or Tensor
         What was computed; of several numbers, each has to satisfy the bound. Without a bound
-        it has to be True.
+        it has to be True. Numbers are compared in double precision, whatever they are stored in.
     below, above : float, optional
         Strict bounds. Both together give an interval.
     equals, tolerance : float, optional
@@ -48,28 +48,35 @@ def claim(
         raise ValueError(f"label: expected one line 'source: statement', got {label!r}")
     if (below is not None or above is not None) and equals is not None:
         raise ValueError("equals: cannot be combined with below or above")
-    if tolerance is not None and (equals is None or not tolerance >= 0):
-        raise ValueError("tolerance: expected a number of at least 0, together with equals")
+    if tolerance is not None:
+        check_number("tolerance", tolerance, at_least=0)
+        if equals is None:
+            raise ValueError("tolerance: expected a value in equals beside it")
     for name, bound in (("below", below), ("above", above), ("equals", equals)):
         if bound is not None:
             check_number(name, bound)
     if isinstance(value, torch.Tensor) and not value.is_meta:
-        value = value.detach().cpu().numpy()
+        value = value.detach().cpu()
+        value = (value.double() if value.is_floating_point() else value).numpy()
     values = np.asarray(None if isinstance(value, torch.Tensor) else value)
     if values.dtype.kind not in "biuf":
         raise ValueError(f"value: expected real numbers or truth values, got {value!r:.200}")
     if values.size == 0:
         raise ValueError("value: expected at least one number, got none")
+    if values.dtype.kind in "iu" and max(-int(values.min()), int(values.max())) > 2**53:
+        raise ValueError(f"value: expected integers up to 2^53 in size, got {_range(values)}")
+    # In a type of their own small integers wrap around, and a float32 near 0.1 equals 0.1.
+    exact = values.astype(np.float64)
 
     conditions: list[tuple[str, np.ndarray]] = []
     if above is not None:
-        conditions.append((f"above {above:g}", values > above))
+        conditions.append((f"above {above:g}", exact > above))
     if below is not None:
-        conditions.append((f"below {below:g}", values < below))
+        conditions.append((f"below {below:g}", exact < below))
     if equals is not None and tolerance is None:
-        conditions.append((f"exactly {equals:.12g}", values == equals))
+        conditions.append((f"exactly {equals:.12g}", exact == equals))
     elif equals is not None:
-        conditions.append((f"{equals:g} ± {tolerance:g}", np.abs(values - equals) <= tolerance))
+        conditions.append((f"{equals:g} ± {tolerance:g}", np.abs(exact - equals) <= tolerance))
     if not conditions:
         if values.dtype != bool:
             raise ValueError("value: expected True or False where no bound is given")
@@ -77,7 +84,7 @@ def claim(
     bound = " and ".join(words for words, _ in conditions)
     if not all(np.all(holds) for _, holds in conditions):
         raise AssertionError(f"claim fails: {label} ({bound}), got {_range(values)}")
-    print(f"✓ {label} ({bound})")
+    tell(f"✓ {label} ({bound})")
 
 
 def _range(values: np.ndarray) -> str:

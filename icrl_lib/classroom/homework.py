@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from icrl_lib.checks import check_count
+from icrl_lib.checks import check_count, tell
 
 Arguments = dict[str, Any]
 
@@ -113,13 +113,13 @@ def check(name: str, answer: Any) -> None:
     else:
         problem = _unanswered(question, answer)
     if problem is not None:
-        print(f"✗ {name}: {problem}")
+        tell(f"✗ {name}: {problem}")
     elif isinstance(question, Question):
-        print(f"✓ {name}")
+        tell(f"✓ {name}")
     elif isinstance(question, Number):
-        print(f"✓ {name}: plausible; its value is graded")
+        tell(f"✓ {name}: plausible; its value is graded")
     else:
-        print(f"✓ {name}: complete; what it says is graded")
+        tell(f"✓ {name}: complete; what it says is graded")
 
 
 def accepts(name: str, answer: Any, *, seed: int, instances: int = 20) -> bool:
