@@ -26,18 +26,7 @@ from icrl_lib.checks import (
 def td_errors(
     w: Tensor, phi: Tensor, phi_next: Tensor, rewards: Tensor, discount: Discount
 ) -> Tensor:
-    """Compute the temporal-difference errors of linear values w^T phi.
-
-    Parameters
-    ----------
-    w : Tensor, shape (B, d)
-        Value parameters.
-    phi, phi_next : Tensor, shape (B, n, d)
-        Features before and after each transition.
-    rewards : Tensor, shape (B, n)
-        Rewards r_1, ..., r_n.
-    discount : float or Tensor of shape (B, n)
-        The discount gamma, in [0, 1), or gamma_i, in [0, 1], of each transition.
+    """Compute the temporal-difference errors of linear values; arguments as of `sarsa_update`.
 
     Returns
     -------
@@ -160,20 +149,11 @@ def td_update(
 ) -> Tensor:
     """Take one step of batch TD(0) for state values, off-policy with importance ratios.
 
-    Sutton and Barto (2018), sections 9.3 and 11.1.
+    Sutton and Barto (2018), sections 9.3 and 11.1. Arguments as in :func:`sarsa_update`, with
+    features phi(s_i) and phi(s_{i+1}) of states, and:
 
     Parameters
     ----------
-    w : Tensor, shape (B, d)
-        Parameters of the state values v(s) = w^T phi(s).
-    phi, phi_next : Tensor, shape (B, n, d)
-        phi(s_i) and phi(s_{i+1}).
-    rewards : Tensor, shape (B, n)
-        Rewards r_1, ..., r_n.
-    discount : float or Tensor of shape (B, n)
-        The discount gamma, in [0, 1), or gamma_i, in [0, 1], of each transition.
-    alpha : float
-        Step size, above 0.
     ratios : Tensor, shape (B, n), optional
         rho_i = pi(a_i | s_i) / b(a_i | s_i) where b behaved and pi is evaluated; by default 1.
 
@@ -280,9 +260,7 @@ def n_step_sarsa_update(
         Parameters of the action values q(s, a) = w^T phi(s, a).
     phi : Tensor, shape (B, n + 1, d)
         phi(s_0, a_0), ..., phi(s_n, a_n).
-    rewards : Tensor, shape (B, n)
-        Rewards r_1, ..., r_n.
-    discount, alpha : float
+    rewards, discount, alpha
         As in :func:`sarsa_update`.
     steps : int
         Rewards before the bootstrap, at least 1; 1 is SARSA.
@@ -372,10 +350,8 @@ def differential_sarsa_update(
         Estimate r-bar of the average reward.
     w : Tensor, shape (B, d)
         Parameters of the differential action values w^T phi(s, a).
-    phi, phi_next : Tensor, shape (B, n, d)
-        phi(s_i, a_i) and phi(s_{i+1}, a_{i+1}).
-    rewards : Tensor, shape (B, n)
-        Rewards r_1, ..., r_n.
+    phi, phi_next, rewards
+        As in :func:`sarsa_update`.
     alpha, beta : float
         Step sizes of w and of the average reward, above 0.
 
@@ -422,10 +398,8 @@ def q_actor_critic_update(
     ----------
     lam : Tensor, shape (B, m)
         Parameters lambda of the softmax policy.
-    w : Tensor, shape (B, d)
-        Parameters of the action values q(s, a) = w^T phi(s, a).
-    phi, phi_next : Tensor, shape (B, n, d)
-        phi(s_i, a_i) and phi(s_{i+1}, a_{i+1}).
+    w, phi, phi_next
+        As in :func:`sarsa_update`.
     rewards, scores, discount, alpha, beta
         As in :func:`actor_critic_update`.
 
@@ -496,14 +470,7 @@ def td_system(
 ) -> tuple[Tensor, Tensor]:
     """Return the A and b by which batch TD and SARSA are affine: w' = w + alpha (b - A w).
 
-    Parameters
-    ----------
-    phi, phi_next : Tensor, shape (B, n, d)
-        Features before and after each transition.
-    rewards : Tensor, shape (B, n)
-        Rewards r_1, ..., r_n.
-    discount : float or Tensor of shape (B, n)
-        The discount gamma, in [0, 1), or gamma_i, in [0, 1], of each transition.
+    Arguments as in :func:`sarsa_update`.
 
     Returns
     -------
@@ -527,17 +494,7 @@ def least_squares_td(
     With A and b of :func:`td_system` it returns the solution of A w = b that differs from the given
     w by a combination of phi_0, ..., phi_{n-1}. If A is regular this is LSTD (Bradtke and Barto,
     1996), whatever w is. If it is not, as for n < d, directions that no phi_i sees keep their w.
-
-    Parameters
-    ----------
-    w : Tensor, shape (B, d)
-        Where the updates would start.
-    phi, phi_next : Tensor, shape (B, n, d)
-        Features before and after each transition.
-    rewards : Tensor, shape (B, n)
-        Rewards r_1, ..., r_n.
-    discount : float or Tensor of shape (B, n)
-        The discount gamma, in [0, 1), or gamma_i, in [0, 1], of each transition.
+    Arguments as in :func:`sarsa_update`.
 
     Returns
     -------

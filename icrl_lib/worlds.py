@@ -65,7 +65,7 @@ def from_gymnasium(
         An environment with a table ``P[s][a]`` of (probability, next state, reward, terminated)
         and an ``initial_state_distrib``, as those of ``gymnasium.envs.toy_text``; or its name.
     discount : float
-        The discount gamma, in [0, 1); Gymnasium has none.
+        The discount gamma, as of `TabularMDP`; Gymnasium has none.
     dtype : torch.dtype
         Floating-point type of the result.
     **options
@@ -388,16 +388,7 @@ def _tabular_env() -> type[gymnasium.Env]:
     class TabularEnv(gymnasium.Env):
         """One MDP with discrete observations and actions."""
 
-        metadata = {"render_modes": []}  # noqa: RUF012
-
-        def __init__(
-            self,
-            mdp: TabularMDP,
-            index: int = 0,
-            terminal: int | None = None,
-            render_mode: None = None,
-        ) -> None:
-            self.render_mode = render_mode
+        def __init__(self, mdp: TabularMDP, index: int, terminal: int | None) -> None:
             self.observation_space = gymnasium.spaces.Discrete(mdp.n_states)
             self.action_space = gymnasium.spaces.Discrete(mdp.n_actions)
             options = {"mdp": mdp, "index": index, "terminal": terminal}
