@@ -553,7 +553,7 @@ def one_feature(window=4):
 
 
 def test_a_truncated_episode_is_bootstrapped_and_its_jump_is_no_transition():
-    """Two transitions of a window of four: w + (4/4) sum; then a window from state 2."""
+    """Two transitions of a window of four: w + (4/4) sum; then four from state 0 to itself."""
     agent = one_feature()
     agent.act(0)
     agent.see(1.0, 1, False, False)
@@ -563,16 +563,19 @@ def test_a_truncated_episode_is_bootstrapped_and_its_jump_is_no_transition():
     w = 2 + first * 1 + second * 2
     assert agent.parameters.item() == pytest.approx(w, abs=1e-12)
     for _ in range(4):
-        agent.act(2)
-        agent.see(0.0, 2, False, False)
-    assert agent.parameters.item() == pytest.approx(w + 4 * (0.9 - 1) * 3 * w * 3, abs=1e-10)
+        agent.act(0)
+        agent.see(0.0, 0, False, False)
+    assert agent.parameters.item() == pytest.approx(w + 4 * (0.9 - 1) * w, abs=1e-12)
 
 
 def test_an_end_on_the_last_step_allowed_is_an_end():
-    agent = one_feature(window=1)
+    """The restart is still to come: it is the second transition of the window."""
+    agent = one_feature(window=2)
     agent.act(1)
     agent.see(5.0, 1, True, True)
-    assert agent.parameters.item() == pytest.approx(2 + 4 * (5 - 4) * 2, abs=1e-12)
+    assert agent.parameters.item() == 2
+    agent.act(0)
+    assert agent.parameters.item() == pytest.approx(2 + 4 / 2 * (5 - 4) * 2, abs=1e-12)
 
 
 def test_parameters_begin_at_zero_in_the_dtype_of_the_features():
