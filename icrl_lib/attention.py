@@ -129,7 +129,7 @@ def reduced_update(
     update = (scalars @ tokens).squeeze(1) @ V21.mT / n
     if (P22 is None) != (V22 is None):
         raise ValueError("P22, V22: expected both or neither")
-    if P22 is not None:
+    if P22 is not None and V22 is not None:
         q = sizes["q"]
         check_tensors(parameters=(parameters, "B p"), P22=(P22, f"{q} {q}"), V22=(V22, f"p {q}"))
         form = ((extended @ P22) * extended).sum(-1, keepdim=True)  # w~^T P22 w~
@@ -225,7 +225,7 @@ def softmax_update(
         raise ValueError("P22, V22: expected both or neither")
     queries = torch.einsum("hkq,bq->bhk", P12, extended)
     scores = queries @ tokens.mT  # (B, heads, n)
-    if P22 is not None:
+    if P22 is not None and V22 is not None:
         heads, p, q = sizes["heads"], sizes["p"], sizes["q"]
         check_tensors(tokens=(tokens, "B n k"), P22=(P22, f"{heads} {q} {q}"))
         check_tensors(tokens=(tokens, "B n k"), V22=(V22, f"{heads} {p} {q}"))

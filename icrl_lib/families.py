@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from icrl_lib.algorithms import Algorithm
 from icrl_lib.checks import (
@@ -28,6 +28,8 @@ from icrl_lib.checks import (
 from icrl_lib.features import FEATURES
 from icrl_lib.mdps import REWARD_ARGUMENTS, TabularMDP, concatenate, random_mdps
 from icrl_lib.policies import initial_states, select
+
+Dtype, F32 = torch.dtype, torch.float32
 
 
 class Situation(NamedTuple):
@@ -71,19 +73,15 @@ class Family(abc.ABC):
             raise ValueError(f"features: expected one of {names}; got {self.features!r}")
 
     @abc.abstractmethod
-    def draw(
-        self, batch: int, *, generator: torch.Generator, dtype: torch.dtype = torch.float32
-    ) -> TabularMDP:
+    def draw(self, batch: int, *, generator: Generator, dtype: Dtype = F32) -> TabularMDP:
         """Draw `batch` independent MDPs, all with the same numbers of states and actions."""
 
-    def draw_features(
-        self, algorithm: Algorithm, mdp: TabularMDP, generator: torch.Generator
-    ) -> Any:
+    def draw_features(self, algorithm: Algorithm, mdp: TabularMDP, generator: Generator) -> Any:
         """Draw features for B MDPs, in the form that the algorithm uses."""
         return algorithm.draw_features(mdp, generator, FEATURES[self.features])
 
     def draw_parameters(
-        self, algorithm: Algorithm, mdp: TabularMDP, generator: torch.Generator
+        self, algorithm: Algorithm, mdp: TabularMDP, generator: Generator
     ) -> Tensor:
         """Draw first parameters, shape (B, p)."""
         return algorithm.draw_parameters(mdp.batch, generator, mdp.transition.dtype)
@@ -93,8 +91,8 @@ class Family(abc.ABC):
         algorithm: Algorithm,
         batch: int,
         *,
-        generator: torch.Generator,
-        dtype: torch.dtype = torch.float32,
+        generator: Generator,
+        dtype: Dtype = F32,
     ) -> Situation:
         """Draw all that B = `batch` new agents begin with."""
         check_instance("algorithm", algorithm, Algorithm)
@@ -110,7 +108,7 @@ class Family(abc.ABC):
 
     def sizes(self) -> tuple[int, int]:
         """Return the numbers of states and of actions; by default one MDP is drawn to see them."""
-        one = self.draw(1, generator=torch.Generator().manual_seed(0))
+        one = self.draw(1, generator=Generator().manual_seed(0))
         return one.n_states, one.n_actions
 
 
@@ -136,9 +134,7 @@ class RandomMDPs(Family):
         if self.reward not in REWARD_ARGUMENTS:
             raise ValueError(f"reward: expected one of {REWARD_ARGUMENTS}, got {self.reward!r}")
 
-    def draw(
-        self, batch: int, *, generator: torch.Generator, dtype: torch.dtype = torch.float32
-    ) -> TabularMDP:
+    def draw(self, batch: int, *, generator: Generator, dtype: Dtype = F32) -> TabularMDP:
         return random_mdps(
             batch, self.n_states, self.n_actions, self.discount,
             reward=self.reward, generator=generator, dtype=dtype,
@@ -190,25 +186,22 @@ class Corridors(Family):
         if self.start not in ("anywhere", "first"):
             raise ValueError(f"start: expected 'anywhere' or 'first', got {self.start!r}")
 
-    def draw(
-        self, batch: int, *, generator: torch.Generator, dtype: torch.dtype = torch.float32
-    ) -> TabularMDP:
+    def draw(self, batch: int, *, generator: Generator, dtype: Dtype = F32) -> TabularMDP:
         check_generator(generator)
         cells, last = self.cells, self.cells - 1
-        like = {"dtype": dtype, "device": generator.device}
-        stay = torch.eye(cells, **like)
+        stay = torch.eye(cells, dtype=dtype, device=generator.device)
         left, right = stay[[0, *range(last)]], stay[[*range(1, cells), last]]
         moves = [(1 - self.slip) * left + self.slip * right]
         moves += [(1 - self.slip) * right + self.slip * left]
         transition = torch.stack([*moves, *[stay] * (self.n_actions - 2)], 1)  # (S, A, S)
-        first = torch.full((cells,), 1 / cells, **like) if self.start == "anywhere" else stay[0]
+        first = stay.mean(0) if self.start == "anywhere" else stay[0]
         transition[last] = first
         transition = (1 - self.jump) * transition + self.jump / cells
         reward = torch.zeros_like(transition)
         reward[:last, 1] = -self.toll
         reward[:last, :, last] = 1
-        tables = (table.expand(batch, *table.shape) for table in (transition, reward, first))
-        return TabularMDP(*tables, self.discount)
+        one = TabularMDP(transition[None], reward[None], first[None], self.discount)
+        return one[torch.zeros(batch, dtype=torch.int64, device=generator.device)]
 
 
 MOVES = ((-1, 0), (1, 0), (0, -1), (0, 1))
@@ -248,9 +241,7 @@ class Grids(Family):
         elif self.size < 5:
             raise ValueError(f"size: expected at least 5 for four rooms, got {self.size}")
 
-    def draw(
-        self, batch: int, *, generator: torch.Generator, dtype: torch.dtype = torch.float32
-    ) -> TabularMDP:
+    def draw(self, batch: int, *, generator: Generator, dtype: Dtype = F32) -> TabularMDP:
         check_count("batch", batch)
         check_generator(generator)
         cells = self.size**2
@@ -318,9 +309,7 @@ class Listed(Family):
         super().__post_init__()
         check_instance("mdp", self.mdp, TabularMDP)
 
-    def draw(
-        self, batch: int, *, generator: torch.Generator, dtype: torch.dtype = torch.float32
-    ) -> TabularMDP:
+    def draw(self, batch: int, *, generator: Generator, dtype: Dtype = F32) -> TabularMDP:
         return select(self.mdp, self._members(batch, generator)).to(dtype)
 
     def situation(
@@ -328,8 +317,8 @@ class Listed(Family):
         algorithm: Algorithm,
         batch: int,
         *,
-        generator: torch.Generator,
-        dtype: torch.dtype = torch.float32,
+        generator: Generator,
+        dtype: Dtype = F32,
     ) -> Situation:
         if self.table is None:
             return super().situation(algorithm, batch, generator=generator, dtype=dtype)
@@ -338,7 +327,7 @@ class Listed(Family):
         parameters = self.draw_parameters(algorithm, mdp, generator)
         return Situation(mdp, features, parameters, initial_states(mdp, generator))
 
-    def _members(self, batch: int, generator: torch.Generator) -> Tensor:
+    def _members(self, batch: int, generator: Generator) -> Tensor:
         check_count("batch", batch)
         check_generator(generator)
         size, device = (batch,), self.mdp.transition.device
@@ -380,9 +369,7 @@ class Mixture(Family):
         object.__setattr__(self, "families", tuple(self.families))
         object.__setattr__(self, "weights", weights)
 
-    def draw(
-        self, batch: int, *, generator: torch.Generator, dtype: torch.dtype = torch.float32
-    ) -> TabularMDP:
+    def draw(self, batch: int, *, generator: Generator, dtype: Dtype = F32) -> TabularMDP:
         parts = self._parts(batch, generator)
         return concatenate(*(f.draw(n, generator=generator, dtype=dtype) for f, n in parts))
 
@@ -391,8 +378,8 @@ class Mixture(Family):
         algorithm: Algorithm,
         batch: int,
         *,
-        generator: torch.Generator,
-        dtype: torch.dtype = torch.float32,
+        generator: Generator,
+        dtype: Dtype = F32,
     ) -> Situation:
         """Draw from each family with its own features and parameters."""
         drawn = [
@@ -406,7 +393,7 @@ class Mixture(Family):
             joined = torch.cat(features)
         return Situation(concatenate(*mdps), joined, torch.cat(parameters), torch.cat(states))
 
-    def _parts(self, batch: int, generator: torch.Generator) -> list[tuple[Family, int]]:
+    def _parts(self, batch: int, generator: Generator) -> list[tuple[Family, int]]:
         """Draw how many of the batch belong to which family."""
         check_count("batch", batch)
         check_generator(generator)
@@ -446,24 +433,20 @@ class Poor(Family):
             check_instance(name, getattr(self, name), bool)
         settle_counts(self, "seed", at_least=0)
 
-    def draw(
-        self, batch: int, *, generator: torch.Generator, dtype: torch.dtype = torch.float32
-    ) -> TabularMDP:
+    def draw(self, batch: int, *, generator: Generator, dtype: Dtype = F32) -> TabularMDP:
         if not self.one_mdp:
             return self.base.draw(batch, generator=generator, dtype=dtype)
         check_count("batch", batch)
         one = self.base.draw(1, generator=self._own(generator), dtype=dtype)
         return select(one, torch.zeros(batch, dtype=torch.int64, device=generator.device))
 
-    def draw_features(
-        self, algorithm: Algorithm, mdp: TabularMDP, generator: torch.Generator
-    ) -> Any:
+    def draw_features(self, algorithm: Algorithm, mdp: TabularMDP, generator: Generator) -> Any:
         own = self._own(generator) if self.one_map else generator
         features = self.base.draw_features(algorithm, mdp, own)
         return select(features, self._first(mdp)) if self.one_map else features
 
     def draw_parameters(
-        self, algorithm: Algorithm, mdp: TabularMDP, generator: torch.Generator
+        self, algorithm: Algorithm, mdp: TabularMDP, generator: Generator
     ) -> Tensor:
         own = self._own(generator) if self.one_start else generator
         parameters = self.base.draw_parameters(algorithm, mdp, own)
@@ -472,9 +455,9 @@ class Poor(Family):
     def sizes(self) -> tuple[int, int]:
         return self.base.sizes()
 
-    def _own(self, generator: torch.Generator) -> torch.Generator:
+    def _own(self, generator: Generator) -> Generator:
         check_generator(generator)
-        return torch.Generator(generator.device).manual_seed(self.seed)
+        return Generator(generator.device).manual_seed(self.seed)
 
     @staticmethod
     def _first(mdp: TabularMDP) -> Tensor:

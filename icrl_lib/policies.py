@@ -83,7 +83,7 @@ class Window(NamedTuple):
         if terminal is None:
             return self
         over = self.states == terminal
-        gammas = torch.full_like(self.rewards, self.discount)
+        gammas = torch.full_like(self.rewards, float(self.discount))
         gammas = gammas.masked_fill(over[:, :-1] | over[:, 1:], 0)
         return self._replace(discount=gammas, terminal=terminal)
 

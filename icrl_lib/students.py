@@ -60,7 +60,7 @@ class LinearBlock(nn.Module):
     algorithm : Algorithm
         Says how large the blocks are.
     gain : float
-        Gain of their Xavier-normal initialisation.
+        Gain of the Xavier-normal initialisation of each trained matrix.
     generator : torch.Generator
         Source of randomness; its device is that of the block.
     dtype : torch.dtype
@@ -68,11 +68,12 @@ class LinearBlock(nn.Module):
 
     Attributes
     ----------
-    P12 : Parameter, shape (k, 1 + p)
-        Token meets parameter column.
-    V21 : Parameter, shape (p, k)
-        Token to parameters.
+    P12, V21 : Parameter, shape (k, 1 + p) and (p, k)
+        Token meets parameter column, and token to parameters.
     """
+
+    P12: nn.Parameter
+    V21: nn.Parameter
 
     def __init__(
         self,
@@ -84,41 +85,45 @@ class LinearBlock(nn.Module):
     ) -> None:
         super().__init__()
         check_instance("algorithm", algorithm, Algorithm)
+        for name, shape in self._shapes(algorithm).items():
+            drawn = _xavier(*shape, gain=gain, generator=generator, dtype=dtype)
+            self.register_parameter(name, drawn)
+
+    @staticmethod
+    def _shapes(algorithm: Algorithm) -> dict[str, tuple[int, int]]:
         k, p = algorithm.layout.n_token, algorithm.n_parameters
-        self.P12 = _xavier(k, 1 + p, gain=gain, generator=generator, dtype=dtype)
-        self.V21 = _xavier(p, k, gain=gain, generator=generator, dtype=dtype)
+        return {"P12": (k, 1 + p), "V21": (p, k)}
 
     @classmethod
     def from_weights(cls, algorithm: Algorithm, P: Tensor, V: Tensor) -> LinearBlock:
-        """Return the block with the weights P and V, each (D, D); P22 and V22 have to be 0."""
+        """Return the block with the weights P and V, each (D, D).
+
+        A `LinearBlock` holds P12 and V21 alone: P22 or V22 has to be 0.
+        """
         check_instance("algorithm", algorithm, Algorithm)
         P12, V21, P22, V22 = split(P, V, algorithm.n_parameters)
-        if P12.shape[0] != algorithm.layout.n_token:
+        if len(P) != algorithm.layout.size:
             size = algorithm.layout.size
             raise ValueError(f"P: expected D = {size} of {algorithm.name}, got {len(P)}")
-        if P22.any() and V22.any():
-            raise ValueError("P: expected P22 = 0 or V22 = 0; LiteralBlock keeps all of P and V")
         block = cls(algorithm, 0.0, generator=torch.Generator(P.device), dtype=P.dtype)
-        with torch.no_grad():
-            block.P12.copy_(P12)
-            block.V21.copy_(V21)
+        known = {"P": P, "V": V, "P12": P12, "V21": V21}
+        if "P" not in dict(block.named_parameters()) and P22.any() and V22.any():
+            raise ValueError("P: expected P22 = 0 or V22 = 0; LiteralBlock keeps all of P and V")
+        block.load_state_dict({name: known[name] for name in block.state_dict()})
         return block
 
     def forward(self, tokens: Tensor, parameters: Tensor) -> Tensor:
         return reduced_update(tokens, parameters, self.P12, self.V21)
 
     def weights(self) -> tuple[Tensor, Tensor]:
-        """Return P and V, each (D, D), with zeros outside P12 and V21."""
+        """Return P and V, each (D, D), exactly 0 where the block has no weights."""
         return join(self.P12.detach(), self.V21.detach())
 
 
-class LiteralBlock(nn.Module):
+class LiteralBlock(LinearBlock):
     """The linear block to the letter of eq. (1): H is built, and all of P and V can move.
 
-    Parameters
-    ----------
-    algorithm, gain, generator, dtype
-        As for `LinearBlock`; the gain is that of each whole matrix.
+    Parameters are those of `LinearBlock`.
 
     Attributes
     ----------
@@ -126,40 +131,19 @@ class LiteralBlock(nn.Module):
         The weights.
     """
 
-    def __init__(
-        self,
-        algorithm: Algorithm,
-        gain: float = 0.1,
-        *,
-        generator: torch.Generator,
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        super().__init__()
-        check_instance("algorithm", algorithm, Algorithm)
-        size = algorithm.layout.size
-        self.P = _xavier(size, size, gain=gain, generator=generator, dtype=dtype)
-        self.V = _xavier(size, size, gain=gain, generator=generator, dtype=dtype)
+    P: nn.Parameter
+    V: nn.Parameter
 
-    @classmethod
-    def from_weights(cls, algorithm: Algorithm, P: Tensor, V: Tensor) -> LiteralBlock:
-        """Return the block with the weights P and V, each (D, D)."""
-        check_instance("algorithm", algorithm, Algorithm)
-        split(P, V, algorithm.n_parameters)
-        if len(P) != algorithm.layout.size:
-            size = algorithm.layout.size
-            raise ValueError(f"P: expected D = {size} of {algorithm.name}, got {len(P)}")
-        block = cls(algorithm, 0.0, generator=torch.Generator(P.device), dtype=P.dtype)
-        with torch.no_grad():
-            block.P.copy_(P)
-            block.V.copy_(V)
-        return block
+    @staticmethod
+    def _shapes(algorithm: Algorithm) -> dict[str, tuple[int, int]]:
+        size = algorithm.layout.size
+        return {"P": (size, size), "V": (size, size)}
 
     def forward(self, tokens: Tensor, parameters: Tensor) -> Tensor:
         H = linear_self_attention(assemble(tokens, parameters), self.P, self.V)
         return H[:, -parameters.shape[1] :, -1]
 
     def weights(self) -> tuple[Tensor, Tensor]:
-        """Return P and V, each (D, D)."""
         return self.P.detach().clone(), self.V.detach().clone()
 
 

@@ -563,7 +563,7 @@ def _since_start(rewards: Tensor, discount: Discount) -> Tensor:
         return rewards.detach().new_tensor([discount**i for i in range(n)])
     powers = [torch.ones_like(rewards[:, :1])]
     for gamma in _of_each_transition(discount, n)[:-1]:
-        powers.append(torch.where(gamma == 0, 1, gamma * powers[-1]))
+        powers.append((gamma * powers[-1]).masked_fill(gamma == 0, 1))
     return torch.cat(powers, 1)
 
 

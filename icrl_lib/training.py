@@ -260,7 +260,7 @@ class Run:
         return self._weights()[1]
 
     def _weights(self) -> tuple[Tensor, Tensor]:
-        if not hasattr(self.student, "weights"):
+        if not isinstance(self.student, LinearBlock):
             kind = type(self.student).__name__
             raise ValueError(f"run: expected a linear block, which has P and V; this is a {kind}")
         return self.student.weights()
@@ -341,7 +341,7 @@ def load_run(path: str | os.PathLike, student: nn.Module | None = None) -> Run:
     config = _restore(description)
     if student is None and kind == LinearBlock.__name__:
         student = LinearBlock(config.algorithm, generator=torch.Generator())
-    if type(student).__name__ != kind:
+    if student is None or type(student).__name__ != kind:
         raise ValueError(f"student: expected a {kind} to put the weights into, got {student!r:.80}")
     student = copy.deepcopy(student).to(config.torch_dtype)
     try:
@@ -901,14 +901,15 @@ class _Trainer:
 
     def load(self, path: Path | None) -> None:
         """Take up the state that `save` wrote, if there is one; the first process reads it."""
-        state, problem = None, None
+        state: dict[str, Any] | None = None
+        problem: str | None = None
         if path is not None and path.exists() and self.rank == 0:
             try:
                 state = self._stored(path)
             except ValueError as error:
                 problem = str(error)
         if self.group is not None:  # all go on together, or refuse together
-            said = [state, problem]
+            said: list[Any] = [state, problem]
             dist.broadcast_object_list(said, dist.get_global_rank(self.group, 0), self.group)
             state, problem = said
         if problem is not None:

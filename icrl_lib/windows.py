@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -54,8 +55,8 @@ class Windows:
         check_count("size", size)
         check_count("steps", steps)
         check_generator(generator)
-        draw = {"generator": generator, "device": generator.device}
-        return (self[torch.randint(len(self), (size,), **draw)] for _ in range(steps))
+        draw = partial(torch.randint, len(self), (size,), device=generator.device)
+        return (self[draw(generator=generator)] for _ in range(steps))
 
     @property
     def column(self) -> Tensor:
@@ -72,7 +73,7 @@ class Windows:
         with torch.no_grad():
             missed = student(self.tokens, self.parameters) - self.target
         moved = self.target - self.parameters
-        return tuple(part.double().square().sum().item() for part in (missed, moved))
+        return missed.double().square().sum().item(), moved.double().square().sum().item()
 
     def error(self, student: Any) -> float:
         """Return the relative error of a student on these windows, the root of the two's ratio.

@@ -135,7 +135,7 @@ class TD(OneHead):
         return prompts.sarsa_tokens(*observation)
 
     def teach(self, parameters: Tensor, observation: tuple) -> Tensor:
-        return teachers.td_update(parameters, *observation, self.alpha)
+        return teachers.td_update(parameters, *observation, alpha=self.alpha)
 
 
 @dataclasses.dataclass(frozen=True)

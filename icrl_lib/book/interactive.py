@@ -132,7 +132,7 @@ class Slider:
     def html(self) -> str:
         """Return the slider as HTML that needs nothing else: no kernel, no network, no library."""
         text = json.dumps([self.label, self.names, self.alts])
-        sources = [_source(frame) for frame in self.frames]
+        sources: list[str | None] = [_source(frame) for frame in self.frames]
         sources[self.start] = None  # stands in the page already
         return PAGE.format(
             id="slider-" + hashlib.sha256(text.encode()).hexdigest()[:12],

@@ -7,6 +7,7 @@ is never the only carrier of meaning (line styles, labels and hatching repeat it
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -21,7 +22,7 @@ from icrl_lib.checks import check_count, check_instance, check_number, check_ten
 from icrl_lib.mdps import TabularMDP, check_policy
 from icrl_lib.prompts import Layout
 
-ROLES: dict[str, dict[str, str]] = {
+ROLES: dict[str, dict[str, Any]] = {
     "transformer": {"color": "#0072B2", "linestyle": "-"},
     "teacher": {"color": "#D55E00", "linestyle": "--"},
     "oracle": {"color": "#00795A", "linestyle": "-."},
@@ -54,7 +55,7 @@ def use_style() -> None:
             "axes.spines.right": False,
             "axes.edgecolor": FRAME,
             "axes.labelcolor": INK,
-            "axes.prop_cycle": mpl.cycler(
+            "axes.prop_cycle": plt.cycler(
                 color=["#0072B2", "#D55E00", "#00795A", "#A34D7F", "#8A6D00", "#5F5F5F"],
                 linestyle=["-", "--", "-.", ":", (0, (5, 1, 1, 1)), (0, (1, 1))],
             ),
@@ -120,7 +121,12 @@ def block_matrix(
     for across, down in unread:
         corner = (down.start - 0.5, across.start - 0.5)
         size = (down.stop - down.start, across.stop - across.start)
-        hatching = {"facecolor": "#F1F1F1", "edgecolor": "#C4C4C4", "hatch": "///", "linewidth": 0}
+        hatching: dict[str, Any] = {
+            "facecolor": "#F1F1F1",
+            "edgecolor": "#C4C4C4",
+            "hatch": "///",
+            "linewidth": 0,
+        }
         ax.add_patch(Rectangle(corner, *size, **hatching))
     for slots, axis, line in ((rows, ax.yaxis, ax.axhline), (columns, ax.xaxis, ax.axvline)):
         for end in np.cumsum([size for _, size in slots])[:-1]:
@@ -164,7 +170,7 @@ def prompt(H: Tensor, layout: Layout, *, title: str = "", ax: Axes | None = None
         ((-0.5, -0.5), n, k, "transformer"),
         ((n - 0.5, k - 0.5), 1, size - k, "teacher"),
     ):
-        frame = {"fill": False, "linewidth": 2.5, "clip_on": False, "zorder": 3}
+        frame: dict[str, Any] = {"fill": False, "linewidth": 2.5, "clip_on": False, "zorder": 3}
         ax.add_patch(Rectangle(corner, width, height, edgecolor=ROLES[role]["color"], **frame))
     return ax
 
@@ -272,10 +278,15 @@ def loop() -> Figure:
     width, height = 2.5, 1.2
     for (x, y), words, color in boxes.values():
         style = "round,pad=0.02,rounding_size=0.15"
-        edge = {"edgecolor": INK, "linewidth": 1.2}
+        edge: dict[str, Any] = {"edgecolor": INK, "linewidth": 1.2}
         ax.add_patch(FancyBboxPatch((x, y), width, height, boxstyle=style, facecolor=color, **edge))
         ax.text(x + width / 2, y + height / 2, words, ha="center", va="center", fontsize=12)
-    arrow = {"arrowstyle": "-|>", "mutation_scale": 18, "linewidth": 1.8, "color": INK}
+    arrow: dict[str, Any] = {
+        "arrowstyle": "-|>",
+        "mutation_scale": 18,
+        "linewidth": 1.8,
+        "color": INK,
+    }
     top, bottom = 2.9 + height / 2, 0.4 + height / 2
     for start, end in (
         ((2.75, top), (3.7, top)),
@@ -340,16 +351,20 @@ def mdp_graph(
     for s, s_next in zip(*np.nonzero(chosen >= threshold), strict=True):
         if s == s_next:
             continue
-        look = {"linewidth": 5 * chosen[s, s_next], "color": "#44617A", "alpha": 0.75}
-        bend = {"connectionstyle": "arc3,rad=0.15", "shrinkA": 19, "shrinkB": 19}
-        head = {"arrowstyle": "-|>", "mutation_scale": 11}
+        look: dict[str, Any] = {
+            "linewidth": 5 * chosen[s, s_next],
+            "color": "#44617A",
+            "alpha": 0.75,
+        }
+        bend: dict[str, Any] = {"connectionstyle": "arc3,rad=0.15", "shrinkA": 19, "shrinkB": 19}
+        head: dict[str, Any] = {"arrowstyle": "-|>", "mutation_scale": 11}
         ax.add_patch(FancyArrowPatch(places[s], places[s_next], **look, **bend, **head))
     norm = mpl.colors.Normalize(v.min(), v.max())
     for s, (x, y) in enumerate(places):
         face = mpl.colormaps["cividis"](norm(v[s]))
         ax.add_patch(Circle((x, y), 0.17, facecolor=face, edgecolor=INK, zorder=3))
         ink = "white" if norm(v[s]) < 0.55 else "black"
-        label = {"ha": "center", "va": "center", "zorder": 4}
+        label: dict[str, Any] = {"ha": "center", "va": "center", "zorder": 4}
         ax.text(x, y, f"{v[s]:.2f}", color=ink, fontsize=10, **label)
         ax.text(1.36 * x, 1.3 * y, f"$s={s}$\n$a^\\star={actions[s]}$", fontsize=9, **label)
     return figure
