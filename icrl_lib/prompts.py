@@ -160,16 +160,8 @@ def sarsa_prompt(
 ) -> Tensor:
     """Build the SARSA prompt H (eq. 4 of Liang and Lai, 2026).
 
-    Parameters
-    ----------
-    w : Tensor, shape (B, d)
-        Current parameters of the action values.
-    phi, phi_next : Tensor, shape (B, n, d)
-        phi(s_i, a_i) and phi(s_{i+1}, a_{i+1}).
-    rewards : Tensor, shape (B, n)
-        Rewards r_1, ..., r_n.
-    discount : float or Tensor of shape (B, n)
-        The discount gamma, in [0, 1), or gamma_i, in [0, 1], of each transition.
+    Arguments are the teacher's, :func:`icrl_lib.teachers.sarsa_update`: w (B, d), phi and phi_next
+    (B, n, d), rewards (B, n), and a discount, one for all or (B, n).
 
     Returns
     -------
@@ -191,20 +183,9 @@ def actor_critic_prompt(
 ) -> Tensor:
     """Build the actor-critic prompt H (eq. 13 of Liang and Lai, 2026).
 
-    Parameters
-    ----------
-    lam : Tensor, shape (B, m)
-        Current parameters lambda of the policy.
-    w : Tensor, shape (B, d)
-        Current parameters of the state values.
-    phi_v, phi_v_next : Tensor, shape (B, n, d)
-        phi_V(s_i) and phi_V(s_{i+1}).
-    rewards : Tensor, shape (B, n)
-        Rewards r_1, ..., r_n.
-    scores : Tensor, shape (B, n, m)
-        Scores g_lambda(s_i, a_i), undiscounted.
-    discount : float or Tensor of shape (B, n)
-        The discount gamma, in [0, 1), or gamma_i, in [0, 1], of each transition.
+    Arguments are the teacher's, :func:`icrl_lib.teachers.actor_critic_update`: lam (B, m), w
+    (B, d), phi_v and phi_v_next (B, n, d), rewards (B, n), undiscounted scores (B, n, m), and a
+    discount, one for all or (B, n).
 
     Returns
     -------

@@ -163,18 +163,13 @@ def restarting(mdp: TabularMDP) -> TabularMDP:
     Parameters
     ----------
     mdp : TabularMDP
-        MDPs with a terminal state. Where none is named, it is the last state, if that leads to
-        itself and pays nothing.
+        MDPs with a terminal state. If they name none, the last state has to be one: lead to itself
+        and pay nothing.
 
     Returns
     -------
     TabularMDP
         MDPs whose experience never ends, for the loop to act in, with the values of `mdp`.
-
-    Raises
-    ------
-    ValueError
-        If there is no terminal state.
     """
     check_instance("mdp", mdp, TabularMDP)
     terminal = mdp.terminal
@@ -192,20 +187,9 @@ def restarting(mdp: TabularMDP) -> TabularMDP:
 
 
 def zero_at_terminal(features: Tensor) -> Tensor:
-    """Append the terminal state to features of pairs or of states, with zeros.
+    """Append the terminal state, with zeros, to features (B, S, A, d) or (B, S, d).
 
-    Windows do not look at what features say there: tables need the row, and values w^T phi that
-    are printed or drawn are then right in it too.
-
-    Parameters
-    ----------
-    features : Tensor, shape (B, S, A, d) or (B, S, d)
-        Features of the states that are not terminal.
-
-    Returns
-    -------
-    Tensor, shape (B, S + 1, A, d) or (B, S + 1, d)
-        Features of all states.
+    A window is silent there whatever features say. With zeros, values w^T phi are 0 there too.
     """
     of_states = isinstance(features, Tensor) and features.ndim == 3
     check_tensors(features=(features, "B S d" if of_states else "B S A d"))
