@@ -9,7 +9,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Generator, Tensor
@@ -29,7 +29,8 @@ from icrl_lib.features import FEATURES
 from icrl_lib.mdps import REWARD_ARGUMENTS, TabularMDP, concatenate, random_mdps
 from icrl_lib.policies import initial_states, select
 
-Dtype, F32 = torch.dtype, torch.float32
+Dtype: TypeAlias = torch.dtype
+F32 = torch.float32
 
 
 class Situation(NamedTuple):
