@@ -270,14 +270,19 @@ def named(algorithm: str) -> Algorithm:
 def _linear(features: Tensor, parameters: Tensor) -> Tensor:
     """Return parameters^T phi(s, a): (B, S, A, d) and (B, d) -> (B, S, A)."""
     check_tensor("parameters", parameters)
-    expected = (features.shape[0], features.shape[-1])
-    if parameters.shape != expected:
-        raise ValueError(f"parameters: expected shape {expected}, got {tuple(parameters.shape)}")
-    if parameters.dtype != features.dtype:
-        raise ValueError(
-            f"parameters: expected the dtype of the features, {features.dtype}; "
-            f"got {parameters.dtype}"
-        )
+    if not isinstance(features, Tensor) or features.ndim != 4:
+        raise ValueError(f"features: expected a tensor (B, S, A, d), got {features!r:.80}")
+    # Either may be the wrong one: features of another batch or size, or parameters.
+    for what, one, other in (
+        ("batch size B", features.shape[0], parameters.shape[0]),
+        ("number d", features.shape[-1], parameters.shape[-1]),
+        ("dtype", features.dtype, parameters.dtype),
+    ):
+        if one != other:
+            raise ValueError(
+                f"features, parameters: expected one {what}, got {one} of features and {other} of "
+                "parameters"
+            )
     pairs = features.flatten(1, 2)  # (B, S A, d); a row times a matrix is faster than the converse
     return (parameters.unsqueeze(1) @ pairs.mT).reshape(features.shape[:-1])
 

@@ -462,6 +462,9 @@ class QLearning(SARSA):
         return prompts.Layout((phi, *every, reward), parameter)
 
     def observe(self, features: Tensor, parameters: Tensor, window: Window) -> tuple:
+        if features.shape[2] != self.n_actions:
+            n_actions = features.shape[2]
+            raise ValueError(f"n_actions: expected the MDPs' {n_actions}, got {self.n_actions}")
         states, actions = window.states, window.actions
         phi = at_pairs(features, states[:, :-1], actions[:, :-1], window.terminal)
         phi_next = at_states(features, states[:, 1:])

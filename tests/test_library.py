@@ -163,3 +163,45 @@ def test_improve_keeps_no_graph(run):
     frames = list(islice(loop, 3))
     assert frames[-1].updated.requires_grad
     assert not frames[-1].parameters.requires_grad
+
+
+MIXED_UP = {
+    "one-hot features with another d": (
+        lambda: train(replace(SMALL, family=families.RandomMDPs(4, 2, features="one_hot"))),
+        r"^d: expected 4 \* 2 = 8 one-hot features, got 3",
+    ),
+    "features of another batch": (
+        lambda: SMALL.algorithm.policy(torch.zeros(3, 4, 2, 3), torch.zeros(2, 3)),
+        r"^features, parameters: expected one batch size B, got 3 of features and 2",
+    ),
+    "float32 features in float64": (
+        lambda: SMALL.algorithm.policy(torch.zeros(2, 4, 2, 3), torch.zeros(2, 3).double()),
+        r"^features, parameters: expected one dtype",
+    ),
+    "another number of actions": (
+        lambda: train(replace(SMALL, algorithm=zoo.QLearning(d=3, n_actions=3))),
+        r"^n_actions: expected the MDPs' 2, got 3",
+    ),
+    "a module with one argument": (
+        lambda: train(SMALL, nn.Linear(7, 3)),
+        r"^student: expected a module that takes tokens of shape \(2, 8, 7\) and parameters",
+    ),
+    "a module without parameters": (
+        lambda: train(SMALL, nn.Identity()),
+        r"^student: .* it has none",
+    ),
+    "another width": (
+        lambda: train(SMALL, students.LinearBlock(SARSA(d=4), generator=generator())),
+        r"^student: expected a module that takes tokens",
+    ),
+    "a rate that diverges": (
+        lambda: train(replace(SMALL, learning_rate=1e30)),
+        r"^learning_rate: training has diverged at step \d+, with learning rate 1e\+30",
+    ),
+}
+
+
+@pytest.mark.parametrize(("mistake", "says"), MIXED_UP.values(), ids=MIXED_UP.keys())
+def test_a_mistake_is_blamed_on_what_is_wrong(mistake, says):
+    with pytest.raises(ValueError, match=says):
+        mistake()
