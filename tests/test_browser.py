@@ -424,6 +424,16 @@ def test_search_finds_a_chapter_offline(fresh):
     assert any("05_sarsa_construction.html" in link for link in found)
 
 
+def test_a_page_whose_fonts_do_not_come_is_whole(fresh):
+    fresh.route("**/_static/fonts/*.woff2", lambda route: route.abort())
+    fresh.goto("book/09_actor_critic_construction.html")
+    assert fresh.evaluate(FORMULAS) == []
+    loaded = "[...document.fonts].filter((font) => font.status === 'loaded').map((f) => f.family)"
+    assert not any("Book" in family for family in fresh.evaluate(loaded))
+    assert fresh.evaluate(CUT) == []
+    assert fresh.evaluate(WIDE) == []
+
+
 @pytest.mark.parametrize("name", ["book/index", "book/16_landscape"])
 def test_focus_is_visible(name, fresh):
     """Whatever the keyboard reaches changes its look when it is reached."""
