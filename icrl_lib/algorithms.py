@@ -18,7 +18,6 @@ from icrl_lib import constructions, prompts, teachers
 from icrl_lib.attention import linear_self_attention, split
 from icrl_lib.checks import (
     check_indices,
-    check_tensor,
     check_tensors,
     settle_counts,
     settle_numbers,
@@ -269,7 +268,7 @@ def named(algorithm: str) -> Algorithm:
 
 def _linear(features: Tensor, parameters: Tensor) -> Tensor:
     """Return parameters^T phi(s, a): (B, S, A, d) and (B, d) -> (B, S, A)."""
-    check_tensor("parameters", parameters)
+    check_tensors(parameters=(parameters, "B p"))
     if not isinstance(features, Tensor) or features.ndim != 4:
         raise ValueError(f"features: expected a tensor (B, S, A, d), got {features!r:.80}")
     # Either may be the wrong one: features of another batch or size, or parameters.
@@ -280,8 +279,8 @@ def _linear(features: Tensor, parameters: Tensor) -> Tensor:
     ):
         if one != other:
             raise ValueError(
-                f"features, parameters: expected one {what}, got {one} of features and {other} of "
-                "parameters"
+                f"parameters, features: expected one {what}, "
+                f"got {other} of parameters and {one} of features"
             )
     pairs = features.flatten(1, 2)  # (B, S A, d); a row times a matrix is faster than the converse
     return (parameters.unsqueeze(1) @ pairs.mT).reshape(features.shape[:-1])

@@ -175,7 +175,7 @@ def test_improve_refuses(generator, name, value):
         "epsilon": 0,
         "generator": generator,
     }
-    with pytest.raises(ValueError, match=f"^{name}:"):
+    with pytest.raises(ValueError, match=rf"^{name}\b"):
         improve(**{**given, name: value})
 
 

@@ -172,11 +172,11 @@ MIXED_UP = {
     ),
     "features of another batch": (
         lambda: SMALL.algorithm.policy(torch.zeros(3, 4, 2, 3), torch.zeros(2, 3)),
-        r"^features, parameters: expected one batch size B, got 3 of features and 2",
+        r"^parameters, features: expected one batch size B, got 2 of parameters and 3",
     ),
     "float32 features in float64": (
         lambda: SMALL.algorithm.policy(torch.zeros(2, 4, 2, 3), torch.zeros(2, 3).double()),
-        r"^features, parameters: expected one dtype",
+        r"^parameters, features: expected one dtype",
     ),
     "another number of actions": (
         lambda: train(replace(SMALL, algorithm=zoo.QLearning(d=3, n_actions=3))),
