@@ -89,7 +89,7 @@ def from_gymnasium(
         environment = _gymnasium().make(environment, **options)
     elif options:
         raise ValueError(f"options: expected none beside an environment, got {sorted(options)}")
-    world = getattr(environment, "unwrapped", environment)
+    world: Any = getattr(environment, "unwrapped", environment)
     for name in ("P", "initial_state_distrib"):
         if not hasattr(world, name):
             raise ValueError(
@@ -222,13 +222,16 @@ def to_gymnasium(mdp: TabularMDP, *, index: int = 0, terminal: int | None = None
         If `index` or `terminal` does not exist.
     """
     check_instance("mdp", mdp, TabularMDP)
-    for name, value, size in (("index", index, mdp.batch), ("terminal", terminal, mdp.n_states)):
-        if name == "terminal" and value is None:
-            continue
-        check_count(name, value, at_least=0)
-        if value >= size:
+    if terminal is None:
+        terminal = mdp.terminal
+    given = [("index", index, mdp.batch)]
+    if terminal is not None:
+        given.append(("terminal", terminal, mdp.n_states))
+    for name, value, size in given:
+        if check_count(name, value, at_least=0) >= size:
             raise ValueError(f"{name}: expected an integer below {size}, got {value!r}")
-    return _tabular_env()(mdp, index, mdp.terminal if terminal is None else terminal)
+    make: Any = _tabular_env()
+    return make(mdp, index, terminal)
 
 
 @dataclasses.dataclass(eq=False)
@@ -275,7 +278,7 @@ class Agent:
     discount: float
     window: int
     _: dataclasses.KW_ONLY
-    parameters: Tensor | None = None
+    parameters: Any = None
     generator: torch.Generator
 
     def __post_init__(self) -> None:
@@ -290,7 +293,9 @@ class Agent:
             self.parameters = table.new_zeros(1, self.algorithm.n_parameters)
         self._policy = self.algorithm.policy(self.features, self.parameters)
         self._terminal = self._policy.shape[1] - 1
-        self._states, self._actions, self._rewards = [], [], []
+        self._states: list[int] = []
+        self._actions: list[int] = []
+        self._rewards: list[float] = []
 
     def act(self, state: int) -> int:
         """Draw an action in a state of the environment."""
@@ -327,7 +332,7 @@ class Agent:
 
     def _draw(self) -> int:
         policy = self._policy[0, self._states[-1]]
-        return torch.multinomial(policy, 1, generator=self.generator).item()
+        return int(torch.multinomial(policy, 1, generator=self.generator))
 
     def _arrive(self, reward: float, state: int) -> None:
         self._rewards.append(reward)
