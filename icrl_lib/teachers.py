@@ -504,25 +504,22 @@ def least_squares_td(
     Raises
     ------
     ValueError
-        If shapes, dtypes or devices disagree, a number is out of range, or the equations have no
-        unique solution of this kind in some window.
+        If shapes, dtypes or devices disagree, a number is out of range, or the equations of some
+        window are singular, or so nearly that rounding `phi` and `phi_next` could make them so.
     """
-    check_tensors(w=(w, "B d"), phi=(phi, "B n d"))
-    A, b = td_system(phi, phi_next, rewards, discount)
-    # In the right singular vectors of phi as coordinates, rows of A that no phi_i sees are zero:
-    # there the identity takes their place, and nothing is written.
+    errors = td_errors(w, phi, phi_next, rewards, discount)
     n, d = phi.shape[1:]
-    _, sizes, basis = torch.linalg.svd(phi, full_matrices=n < d)  # (B, min(n, d)), (B, d, d)
-    threshold = max(n, d) * torch.finfo(phi.dtype).eps * sizes[:, :1]
-    seen = torch.zeros_like(w)
-    seen[:, : min(n, d)] = (sizes > threshold).to(w.dtype)
-    system = seen.unsqueeze(-1) * (basis @ A @ basis.mT) * seen.unsqueeze(-2)
-    system = system + torch.diag_embed(1 - seen)
-    missing = seen * (basis @ (b.unsqueeze(-1) - A @ w.unsqueeze(-1))).squeeze(-1)
-    step, info = torch.linalg.solve_ex(system, missing)
-    if info.any():
+    # A step within the span of the phi_i solves phi^T (phi - gamma phi_next) step = phi^T errors;
+    # there the pseudoinverse undoes phi^T, and outside the identity is left.
+    inverse = torch.linalg.pinv(phi)  # (B, d, n)
+    following = check_discount(discount, rewards) * phi_next
+    system = torch.eye(d, dtype=phi.dtype, device=phi.device) - inverse @ following
+    gain, _ = torch.linalg.solve_ex(system, inverse)  # from TD errors to the step
+    entries = torch.linalg.matrix_norm(phi) + torch.linalg.matrix_norm(following)
+    error = max(n, d) * torch.finfo(phi.dtype).eps * entries * torch.linalg.matrix_norm(gain)
+    if not (error < 1).all():
         raise ValueError("phi, phi_next: the equations of least-squares TD are singular")
-    return w + (basis.mT @ step.unsqueeze(-1)).squeeze(-1)
+    return w + (gain @ errors.unsqueeze(-1)).squeeze(-1)
 
 
 def _td_errors(

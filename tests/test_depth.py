@@ -167,6 +167,19 @@ def test_equations_without_a_solution_are_refused():
         least_squares_td(one[0], one, 2 * one, one[0], GAMMA)
 
 
+@pytest.mark.parametrize(("n", "d"), [(20, 4), (4, 4), (3, 8)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_equations_that_only_rounding_makes_regular_are_refused(generator, n, d, dtype):
+    """phi_next = phi R, where 2 is an eigenvalue of R and gamma = 1/2: w chases itself."""
+    w, phi, _, rewards = random_window(generator, 3, n, d)
+    basis = phi.mT if n < d else torch.randn(d, d, generator=generator, dtype=torch.float64)
+    eigenvalues = torch.linspace(0.1, 2, basis.shape[-1], dtype=torch.float64)
+    R = basis * eigenvalues @ torch.linalg.pinv(basis)
+    window = [t.to(dtype) for t in (w, phi, phi @ R, rewards)]
+    with pytest.raises(ValueError, match=r"^phi, phi_next: .* singular$"):
+        least_squares_td(*window, GAMMA)
+
+
 @pytest.mark.parametrize("name", ["w", "phi", "phi_next", "rewards"])
 def test_bad_tensors_are_named(generator, name, spoil):
     names = ("w", "phi", "phi_next", "rewards")
