@@ -109,6 +109,7 @@ def test_control_is_a_labelled_range_that_says_its_value():
     assert control["type"] == "range"
     assert (control["min"], control["max"], control["value"]) == ("0", "2", "1")
     assert control["aria-valuetext"] == "2.5"
+    assert control["data-lm-suppress-shortcuts"] == "true"  # JupyterLab leaves its keys alone
     assert page.of["label"][0]["for"] == page.of["output"][0]["for"] == control["id"]
     assert "height <h>" in page.words
 

@@ -23,13 +23,15 @@ LARGEST = 1_000_000
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
 # The picture and the words of the first frame stand in the page; the script only exchanges them. It
-# waits for the end of the task, as some front ends run it before they attach the output.
+# waits for the end of the task, as some front ends run it before they attach the output. JupyterLab
+# would take the arrow keys for its own, were its shortcuts not suppressed where the focus is.
 PAGE = """\
 <div id="{id}" style="max-width: 100%">
 <p style="display: flex; flex-wrap: wrap; gap: 0.75em; align-items: center; margin: 0 0 0.5em">
 <label for="{id}-input">{label}</label>
 <input id="{id}-input" type="range" min="0" max="{last}" step="1" value="{start}"
- aria-valuetext="{name}" autocomplete="off" hidden style="flex: 1 1 9em; max-width: 28em">
+ aria-valuetext="{name}" autocomplete="off" data-lm-suppress-shortcuts="true" hidden
+ style="flex: 1 1 9em; max-width: 28em">
 <output for="{id}-input" aria-live="off" style="min-width: 5em">{name}</output>
 </p>
 {image}
