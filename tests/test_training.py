@@ -2,19 +2,31 @@
 
 import dataclasses
 import itertools
+import json
 import math
 from contextlib import nullcontext
+from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from icrl_lib import training
 from icrl_lib.algorithms import SARSA, ActorCritic
-from icrl_lib.families import RandomMDPs
+from icrl_lib.families import Listed, RandomMDPs
+from icrl_lib.mdps import random_mdps
+from icrl_lib.objective import Objective
 from icrl_lib.policies import rollout
-from icrl_lib.students import LinearBlock
-from icrl_lib.training import Run, TrainingConfig, draw_situation, relative_error, train
+from icrl_lib.students import LinearBlock, LiteralBlock, Repeated, SoftmaxBlock
+from icrl_lib.training import (
+    Run,
+    TrainingConfig,
+    draw_situation,
+    load_run,
+    relative_error,
+    train,
+)
 
 SMALL = {"family": RandomMDPs(3, 2), "window": 5, "dtype": "float64"}
 ALGOS = {
@@ -574,3 +586,165 @@ def test_the_memory_that_is_needed_depends_on_neither_frames_nor_mdps(change):
     assert training.memory_needed(dataclasses.replace(settings, **change)) == (
         training.memory_needed(settings)
     )
+
+
+# --- what is stored
+
+
+def damaged(path, rng):
+    """A checkpoint of which one bit is another, or which is cut."""
+    content = bytearray(path.read_bytes())
+    place = torch.randint(len(content), (), generator=rng).item()
+    if torch.rand((), generator=rng) < 0.3:
+        return bytes(content[:place])
+    content[place] ^= 1 << torch.randint(8, (), generator=rng).item()
+    return bytes(content)
+
+
+def test_a_damaged_checkpoint_is_refused_or_gives_the_same_bits(tmp_path, generator):
+    """Of 60 single flipped bits and cuts most are refused; what loads has not changed."""
+    settings, path = config(ALGOS["sarsa"]), tmp_path / "run.pt"
+    run = train(settings, checkpoint=path)
+    whole, refused = path.read_bytes(), []
+    for _ in range(60):
+        path.write_bytes(damaged(path, generator))
+        try:
+            assert_same_run(train(settings, checkpoint=path), run)
+        except ValueError as error:
+            refused.append(str(error))
+        path.write_bytes(whole)
+    assert len(refused) > 40
+    start = f"checkpoint: expected a checkpoint, {path} is none or is damaged"
+    assert all(words.startswith(start) for words in refused)
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[1, 2]", b"PK\x05\x06" + 18 * b"\0"])
+def test_a_foreign_file_is_no_checkpoint(tmp_path, content):
+    path = tmp_path / "run.pt"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"^checkpoint: expected a checkpoint"):
+        train(config(ALGOS["sarsa"]), checkpoint=path)
+
+
+def test_a_checkpoint_of_other_sizes_is_not_broadcast(tmp_path):
+    settings, path = config(ALGOS["sarsa"]), tmp_path / "run.pt"
+    train(settings, checkpoint=path)
+    state = torch.load(path, weights_only=True)
+    state["student"]["P12"] = torch.zeros(1, 1, dtype=torch.float64)
+    torch.save(state, path)
+    with pytest.raises((ValueError, RuntimeError), match="size mismatch for P12"):
+        train(settings, checkpoint=path)
+
+
+def test_a_checkpoint_names_its_family_and_its_student(tmp_path):
+    settings, path = config(ALGOS["sarsa"]), tmp_path / "run.pt"
+    train(settings, checkpoint=path)
+    other = dataclasses.replace(settings, family=RandomMDPs(3, 2, discount=0.6))
+    with pytest.raises(ValueError, match=r"^checkpoint: expected .* this configuration"):
+        train(other, checkpoint=path)
+    student = LinearBlock(settings.algorithm, generator=torch.Generator().manual_seed(1))
+    with pytest.raises(ValueError, match=r"^checkpoint: expected .* this first weights"):
+        train(settings, student, checkpoint=path)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "stored"),
+    [
+        ("n_mdps", np.int64(7), 7),
+        ("learning_rate", np.float32(0.5), 0.5),
+        ("gain", Fraction(1, 4), 0.25),
+        ("gain", 1, 1.0),
+        ("dtype", torch.float64, "float64"),
+        ("device", torch.device("cpu"), "cpu"),
+    ],
+)
+def test_configurations_are_plain_whatever_they_are_given(name, given, stored):
+    settings = dataclasses.replace(config(ALGOS["sarsa"]), **{name: given})
+    value = getattr(settings, name)
+    assert (type(value), value) == (type(stored), stored)
+    described = json.loads(json.dumps(training.describe(settings)))
+    assert described == training.describe(dataclasses.replace(settings, **{name: stored}))
+
+
+def test_a_run_of_a_list_is_described_by_a_digest_and_stored_whole(tmp_path):
+    seeds = (torch.Generator().manual_seed(seed) for seed in (0, 1))
+    listed = [Listed(random_mdps(2, 3, 2, generator=seed)) for seed in seeds]
+    one, other = (config(ALGOS["sarsa"], family=family, dtype="float32") for family in listed)
+    assert training.describe(one) != training.describe(other)
+    run = train(one)
+    run.save(tmp_path / "listed.run")
+    family = load_run(tmp_path / "listed.run").config.family
+    assert torch.equal(family.mdp.transition, listed[0].mdp.transition)
+
+
+@pytest.mark.parametrize("kind", ["linear", "softmax", "repeated", "literal"])
+def test_every_student_resumes_to_the_bit(monkeypatch, tmp_path, kind):
+    settings, path = config(ALGOS["sarsa"], learning_rate=1e-2), tmp_path / "run.pt"
+
+    def student():
+        draw = {"generator": torch.Generator().manual_seed(3), "dtype": torch.float64}
+        linear = LinearBlock(settings.algorithm, **draw)
+        return {
+            "linear": linear,
+            "softmax": SoftmaxBlock(settings.algorithm, 2, anchor=True, **draw),
+            "repeated": Repeated(linear, 2),
+            "literal": LiteralBlock(settings.algorithm, **draw),
+        }[kind]
+
+    with monkeypatch.context() as patch:
+        count_windows(patch, settings.algorithm, fail_at=8)  # one is spent on trying the student
+        with pytest.raises(InterruptionError):
+            train(settings, student(), checkpoint=path, checkpoint_every=0)
+    resumed, whole = train(settings, student(), checkpoint=path), train(settings, student())
+    assert resumed.losses.tolist() == whole.losses.tolist()
+    for name, part in whole.student.state_dict().items():
+        assert torch.equal(resumed.student.state_dict()[name], part), name
+
+
+def test_the_literal_block_learns_what_the_reduced_one_does():
+    """From the same start, with its other blocks at 0, to rounding (Proposition 3.1)."""
+    settings = config(ALGOS["actor_critic"], learning_rate=1e-2)
+    linear = LinearBlock(
+        settings.algorithm, generator=torch.Generator().manual_seed(4), dtype=torch.float64
+    )
+    literal = LiteralBlock.from_weights(settings.algorithm, *linear.weights())
+    run, other = train(settings, linear), train(settings, literal)
+    torch.testing.assert_close(other.P, run.P, rtol=0, atol=1e-11)
+    torch.testing.assert_close(other.V, run.V, rtol=0, atol=1e-11)
+
+
+def test_the_memory_of_a_student_of_ones_own_is_asked_for(monkeypatch):
+    settings = config(ALGOS["sarsa"])
+    student = SoftmaxBlock(settings.algorithm, 50, generator=torch.Generator())
+    own = training.memory_needed(settings, student.double())
+    assert own > training.memory_needed(settings)
+    monkeypatch.setattr(training, "_memory_available", lambda device: own - 1)
+    with pytest.raises(ValueError, match=r"^batch: expected sizes that fit into memory"):
+        train(settings, student)
+
+
+def test_a_fit_on_a_fixed_sample_equals_gradient_descent_by_the_formulas():
+    settings = config(ALGOS["sarsa"])
+    windows = training.draw_windows(settings, 30, generator=torch.Generator().manual_seed(6))
+    student = LinearBlock(
+        settings.algorithm, 0.5, generator=torch.Generator().manual_seed(7), dtype=torch.float64
+    )
+    objective, blocks = Objective.of(windows), [student.P12.detach(), student.V21.detach()]
+    losses = []
+    for _ in range(5):
+        losses.append(objective.loss(*blocks).item())
+        slopes = objective.gradient(*blocks)
+        blocks = [block - 0.3 * slope for block, slope in zip(blocks, slopes, strict=True)]
+    descent = torch.optim.SGD(student.parameters(), lr=0.3)
+    steps = list(training.fit(student, itertools.repeat(windows, 5), descent))
+    assert [step.loss for step in steps] == pytest.approx(losses, rel=1e-12)
+    torch.testing.assert_close(student.P12.detach(), blocks[0], rtol=0, atol=1e-13)
+
+
+def test_who_drives_decides_what_is_seen(monkeypatch):
+    settings = config(ALGOS["sarsa"], n_mdps=3, frames=3)
+    by = {who: list(training.mimic(settings, driver=who)) for who in ("teacher", "student")}
+    first, second = (by[who] for who in ("teacher", "student"))
+    assert torch.equal(first[0].windows.tokens, second[0].windows.tokens)
+    assert torch.equal(first[1].windows.parameters, first[0].windows.target)
+    assert not torch.equal(second[1].windows.parameters, second[0].windows.target)
