@@ -16,12 +16,7 @@ from torch import Tensor
 
 from icrl_lib import constructions, prompts, teachers
 from icrl_lib.attention import linear_self_attention, split
-from icrl_lib.checks import (
-    check_indices,
-    check_tensors,
-    settle_counts,
-    settle_numbers,
-)
+from icrl_lib.checks import check_indices, check_tensors, settle_counts, settle_numbers
 from icrl_lib.features import Law, random_features
 from icrl_lib.mdps import TabularMDP
 from icrl_lib.policies import Window, epsilon_greedy, explore, mean_features, softmax_policy

@@ -115,10 +115,7 @@ def reduced_update(
         parameters + V21 (1/n) sum_i x_i x_i^T P12 w~ + (1/n) V22 w~ (w~^T P22 w~).
     """
     sizes = check_tensors(
-        tokens=(tokens, "B n k"),
-        parameters=(parameters, "B p"),
-        V21=(V21, "p k"),
-        P12=(P12, "k q"),
+        tokens=(tokens, "B n k"), parameters=(parameters, "B p"), V21=(V21, "p k"), P12=(P12, "k q")
     )
     extended = parameter_column(parameters)  # (B, q), q = 1 + p
     if sizes["q"] != sizes["p"] + 1:

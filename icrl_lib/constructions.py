@@ -10,13 +10,7 @@ import torch
 from torch import Tensor
 
 from icrl_lib.attention import join
-from icrl_lib.checks import (
-    check_count,
-    check_dtype,
-    check_instance,
-    check_number,
-    check_tensors,
-)
+from icrl_lib.checks import check_count, check_dtype, check_instance, check_number, check_tensors
 from icrl_lib.prompts import Layout
 
 
@@ -56,12 +50,7 @@ def sarsa(
 
 
 def actor_critic(
-    d: int,
-    m: int,
-    alpha: float,
-    beta: float,
-    c: float = 1.0,
-    dtype: torch.dtype = torch.float32,
+    d: int, m: int, alpha: float, beta: float, c: float = 1.0, dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, Tensor]:
     """Return weights that perform batch actor-critic (Theorem 3.3, eq. 14).
 

@@ -10,13 +10,7 @@ from torch import Tensor
 from icrl_lib.algorithms import Algorithm
 from icrl_lib.checks import check_count, check_distribution, check_instance, check_tensors
 from icrl_lib.loop import Update, interact
-from icrl_lib.mdps import (
-    TabularMDP,
-    check_policy,
-    expected_return,
-    greedy_policy,
-    value_iteration,
-)
+from icrl_lib.mdps import TabularMDP, check_policy, expected_return, greedy_policy, value_iteration
 from icrl_lib.policies import initial_states, rollout, uniform_policy
 
 

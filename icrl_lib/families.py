@@ -88,12 +88,7 @@ class Family(abc.ABC):
         return algorithm.draw_parameters(mdp.batch, generator, mdp.transition.dtype)
 
     def situation(
-        self,
-        algorithm: Algorithm,
-        batch: int,
-        *,
-        generator: Generator,
-        dtype: Dtype = F32,
+        self, algorithm: Algorithm, batch: int, *, generator: Generator, dtype: Dtype = F32
     ) -> Situation:
         """Draw all that B = `batch` new agents begin with."""
         check_instance("algorithm", algorithm, Algorithm)
@@ -314,12 +309,7 @@ class Listed(Family):
         return select(self.mdp, self._members(batch, generator)).to(dtype)
 
     def situation(
-        self,
-        algorithm: Algorithm,
-        batch: int,
-        *,
-        generator: Generator,
-        dtype: Dtype = F32,
+        self, algorithm: Algorithm, batch: int, *, generator: Generator, dtype: Dtype = F32
     ) -> Situation:
         if self.table is None:
             return super().situation(algorithm, batch, generator=generator, dtype=dtype)
@@ -375,12 +365,7 @@ class Mixture(Family):
         return concatenate(*(f.draw(n, generator=generator, dtype=dtype) for f, n in parts))
 
     def situation(
-        self,
-        algorithm: Algorithm,
-        batch: int,
-        *,
-        generator: Generator,
-        dtype: Dtype = F32,
+        self, algorithm: Algorithm, batch: int, *, generator: Generator, dtype: Dtype = F32
     ) -> Situation:
         """Draw from each family with its own features and parameters."""
         drawn = [

@@ -16,10 +16,7 @@ from icrl_lib.checks import check_count, check_device, check_dtype, check_genera
 
 
 def random_features(
-    batch: int,
-    *shape: int,
-    generator: torch.Generator,
-    dtype: torch.dtype = torch.float32,
+    batch: int, *shape: int, generator: torch.Generator, dtype: torch.dtype = torch.float32
 ) -> Tensor:
     """Draw features with independent entries uniform on (-1, 1), as in section 4.1.
 
@@ -49,10 +46,7 @@ def random_features(
 
 
 def one_hot_features(
-    batch: int,
-    *shape: int,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str = "cpu",
+    batch: int, *shape: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
 ) -> Tensor:
     """Return one-hot features: every state, or pair, has a coordinate of its own.
 
@@ -80,10 +74,7 @@ def one_hot_features(
 
 
 def sphere_features(
-    batch: int,
-    *shape: int,
-    generator: torch.Generator,
-    dtype: torch.dtype = torch.float32,
+    batch: int, *shape: int, generator: torch.Generator, dtype: torch.dtype = torch.float32
 ) -> Tensor:
     """Draw feature vectors uniform on the unit sphere; arguments as of `random_features`."""
     directions = random_features(batch, *shape, generator=generator, dtype=dtype)
@@ -92,10 +83,7 @@ def sphere_features(
 
 
 def sparse_features(
-    batch: int,
-    *shape: int,
-    generator: torch.Generator,
-    dtype: torch.dtype = torch.float32,
+    batch: int, *shape: int, generator: torch.Generator, dtype: torch.dtype = torch.float32
 ) -> Tensor:
     """Draw features uniform on (-1, 1) of which nine in ten are 0; else as `random_features`."""
     features = random_features(batch, *shape, generator=generator, dtype=dtype)

@@ -17,13 +17,7 @@ from icrl_lib.checks import (
     check_number,
     check_tensors,
 )
-from icrl_lib.mdps import (
-    TabularMDP,
-    check_policy,
-    cumulative,
-    greedy_policy,
-    uniform_on_simplex,
-)
+from icrl_lib.mdps import TabularMDP, check_policy, cumulative, greedy_policy, uniform_on_simplex
 
 
 class Share(NamedTuple):

@@ -50,8 +50,7 @@ def sarsa_layout(d: int) -> Layout:
     """Return the slots of the SARSA prompt (eq. 4); D = 3 d + 2."""
     check_count("d", d)
     return Layout(
-        token=((r"\phi", d), (r"\gamma\phi^+", d), ("r", 1)),
-        parameter=(("1", 1), ("w", d)),
+        token=((r"\phi", d), (r"\gamma\phi^+", d), ("r", 1)), parameter=(("1", 1), ("w", d))
     )
 
 

@@ -10,20 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from icrl_lib.algorithms import Algorithm
-from icrl_lib.attention import (
-    join,
-    linear_self_attention,
-    reduced_update,
-    softmax_update,
-    split,
-)
-from icrl_lib.checks import (
-    check_count,
-    check_dtype,
-    check_generator,
-    check_instance,
-    check_number,
-)
+from icrl_lib.attention import join, linear_self_attention, reduced_update, softmax_update, split
+from icrl_lib.checks import check_count, check_dtype, check_generator, check_instance, check_number
 from icrl_lib.loop import Update
 from icrl_lib.prompts import assemble
 

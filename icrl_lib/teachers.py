@@ -34,10 +34,7 @@ def td_errors(
         delta_i = r_{i+1} + gamma w^T phi_next_i - w^T phi_i.
     """
     check_tensors(
-        w=(w, "B d"),
-        phi=(phi, "B n d"),
-        phi_next=(phi_next, "B n d"),
-        rewards=(rewards, "B n"),
+        w=(w, "B d"), phi=(phi, "B n d"), phi_next=(phi_next, "B n d"), rewards=(rewards, "B n")
     )
     check_discount(discount, rewards)
     return _td_errors(w, phi, phi_next, rewards, discount)
@@ -538,10 +535,7 @@ def _next_values(
 ) -> Tensor:
     """Check the arguments of an update that looks at every next action; return q (B, n, A)."""
     check_tensors(
-        w=(w, "B d"),
-        phi=(phi, "B n d"),
-        phi_next=(phi_next, "B n A d"),
-        rewards=(rewards, "B n"),
+        w=(w, "B d"), phi=(phi, "B n d"), phi_next=(phi_next, "B n A d"), rewards=(rewards, "B n")
     )
     check_discount(discount, rewards)
     check_number("alpha", alpha, above=0)
