@@ -269,6 +269,11 @@ CONTEXT = {
     "depth": a_count(2),
 }
 STORED = paper.stored("sarsa-50")
+EXPERIMENT = {
+    "config": CONFIG,
+    "path": Argument("results.json", {"None": None, "number": 3, "list": []}),
+    "evaluation": anything(paper.Evaluation(2, 1, 1, 1, 1), {}, paper.Evaluation),
+}
 
 
 def run_in_a_folder(config: Any, path: Any, evaluation: Any) -> None:
@@ -691,14 +696,8 @@ ROWS = {
         episodes=a_count(2),
         length=a_count(2),
     ),
-    "experiments.paper.run": Row(
-        run_in_a_folder,
-        {
-            "config": CONFIG,
-            "path": Argument("results.json", {"None": None, "number": 3, "list": []}),
-            "evaluation": anything(paper.Evaluation(2, 1, 1, 1, 1), {}, paper.Evaluation),
-        },
-    ),
+    "experiments.paper.Experiment": Row(paper.Experiment, EXPERIMENT),
+    "experiments.paper.run": Row(run_in_a_folder, EXPERIMENT),
     "experiments.paper.stored": Row(
         paper.stored, {"name": anything("sarsa-50", "", "../sarsa-50", ["sarsa-50"])}
     ),
@@ -1070,6 +1069,7 @@ REFERENCE = "a reference of the assignments: it is called with what homework.py 
 ABSTRACT = "abstract"
 MODULES_WITHOUT = {
     "experiments.bench": "measures, for the command line: tests/test_bench.py",
+    "experiments._files": "reads and writes for its wing: tests/test_paper.py",
     "checks": "the checks themselves: tests/test_checks.py",
     "classroom.questions_": REFERENCE,
 }

@@ -5,7 +5,11 @@ import dataclasses
 import datetime
 import multiprocessing
 import os
+import signal
 import socket
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
@@ -190,3 +194,49 @@ def test_a_share_that_is_not_that_of_the_mdps_is_refused(share, generator):
 def test_a_group_that_is_none_is_refused(group):
     with pytest.raises(ValueError, match=r"^group: expected a process group"):
         train(config(ALGOS["sarsa"]), group=group)
+
+
+@pytest.fixture
+def together(tmp_path):
+    """The command line in two processes, in the middle of their training, and their folder."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    often = (  # a checkpoint after every batch, and little patience
+        "import datetime, functools; from icrl_lib import __main__; "
+        "__main__.train = functools.partial(__main__.train, checkpoint_every=0); "
+        "__main__.PATIENCE = datetime.timedelta(seconds=5); __main__.main("
+        "['paper', '--algorithm', 'sarsa', '--mdps', '100000', '--frames', '2', '--batch', '2', "
+        f"'--distributed', '--output', {str(tmp_path)!r}])"
+    )
+    settings = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    settings |= {"GLOO_SOCKET_IFNAME": "lo"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", often],
+            env={**os.environ, **settings, "RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("*.checkpoint")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    yield processes, tmp_path
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_process_that_ends_or_falls_silent_stops_the_others(together, sent):
+    """The one that is left says how to go on; by torch's default it would wait for 30 minutes."""
+    (first, second), folder = together
+    second.send_signal(sent)
+    said = first.communicate(timeout=60)[1].splitlines()
+    assert first.returncode == 1
+    assert said[-1].startswith("python -m icrl_lib paper: training together broke off")
+    assert "same options" in said[-1]
+    assert not any("Traceback" in line for line in said)
+    assert (folder / "sarsa-2.json.checkpoint").exists()

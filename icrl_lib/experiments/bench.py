@@ -6,16 +6,17 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import multiprocessing
 import os
 import platform
 import queue
+import signal
 import socket
 import statistics
 import sys
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -31,9 +32,13 @@ from torch import Tensor
 
 from icrl_lib import __version__
 from icrl_lib.algorithms import ALGORITHMS
+from icrl_lib.experiments import _files
+from icrl_lib.mdps import cumulative
 from icrl_lib.policies import rollout
-from icrl_lib.students import LinearBlock
+from icrl_lib.students import LinearBlock, LiteralBlock
 from icrl_lib.training import (
+    FarFromTeacher,
+    Run,
     TrainingConfig,
     _Trainer,
     draw_situation,
@@ -53,8 +58,10 @@ class Effort(NamedTuple):
     ----------
     batch : int
         MDPs in lockstep in each process; a quarter of it where growth is measured.
-    frames, plain_frames : int
-        Windows per MDP in one timing of the library, and windows in one of the plain loop.
+    frames : int
+        Windows per MDP in one timing of the library.
+    plain, tidy : int
+        Windows in one timing of the plain loop, and of the tidy loop.
     repeats : int
         Interleaved repetitions, of which the median counts.
     full : int
@@ -64,12 +71,13 @@ class Effort(NamedTuple):
     scales : tuple of float
         Factors by which sizes are changed to fit exponents.
     limit : float
-        Seconds after which the run to the target error is given up.
+        Seconds after which a run to the target error is given up.
     """
 
     batch: int = 1024
     frames: int = 100
-    plain_frames: int = 200
+    plain: int = 200
+    tidy: int = 1000
     repeats: int = 5
     full: int = 10_000
     full_frames: int = 1000
@@ -80,11 +88,13 @@ class Effort(NamedTuple):
 FULL = Effort()
 """What ``make bench`` measures."""
 
-QUICK = Effort(16, 2, 2, 2, 32, 2, (1, 2), 0.05)
+QUICK = Effort(16, 2, 2, 3, 2, 32, 2, (1, 2), 0.05)
 """Enough to see that everything runs; the numbers mean nothing."""
 
 
-def run(effort: Effort = FULL, say: Callable[[str], None] = print) -> dict[str, Any]:
+def run(
+    effort: Effort = FULL, say: Callable[[str], None] = print, output: Path | None = None
+) -> dict[str, Any]:
     """Measure everything and print it on the way.
 
     Parameters
@@ -93,12 +103,31 @@ def run(effort: Effort = FULL, say: Callable[[str], None] = print) -> dict[str, 
         How much to measure.
     say : callable
         Receives the lines of the report.
+    output : Path, optional
+        A JSON file to write the results to, in an existing folder.
 
     Returns
     -------
     dict
         Numbers, strings and mappings: what ``python -m icrl_lib bench`` stores.
+
+    Raises
+    ------
+    ValueError
+        If `output` cannot be written; before anything is measured.
     """
+    if output is None:
+        return _measure(effort, say)
+    path = _files.target(output)
+    if path.is_dir() or not path.parent.is_dir():
+        raise ValueError(f"output: expected a file in an existing folder, got {output}")
+    with _files.reserved(path):
+        results = _measure(effort, say)
+        _files.write(path, results, indent=1)
+    return results
+
+
+def _measure(effort: Effort, say: Callable[[str], None]) -> dict[str, Any]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -132,27 +161,37 @@ def _algorithm(
     batch = processes * config.batch
     shared_config = dataclasses.replace(config, batch=batch, n_mdps=batch, decay_every=batch)
     with Processes(processes) as together:
-        rounds = []
-        for _ in range(effort.repeats):  # interleaved: what else the machine does hits all alike
-            plain = plain_training(config, effort.plain_frames)
-            started = time.process_time()
-            train(config, progress=False)
-            library = config.windows / (time.process_time() - started)
-            shared = together.windows_per_second(shared_config)
-            rounds.append((plain.cpu_speed, library, plain.speed, shared))
-        plain, library, _, shared = (statistics.median(r) for r in zip(*rounds, strict=True))
-        # One process against one by processor time, several against one by the clock on the wall.
-        ratios = [statistics.median(r[i + 1] / r[i] for r in rounds) for i in (0, 2)]
-        say(f"  plain loop            {plain:12,.0f} windows/s")
-        say(f"  library, one core     {library:12,.0f} windows/s   {ratios[0]:6.0f} times")
-        say(f"  library, {processes} processes  {shared:12,.0f} windows/s   {ratios[1]:6.0f} times")
+        rounds = [  # interleaved: what else the machine does hits all alike
+            {**_speeds(config, effort), "shared": together.windows_per_second(shared_config)}
+            for _ in range(effort.repeats)
+        ]
         full = together.full_run(shared_config, effort)
+    speeds = {rung: statistics.median(r[rung] for r in rounds) for rung in rounds[0]}
+
+    def times(rung: str, other: str) -> float:
+        return _digits(statistics.median(r[rung] / r[other] for r in rounds))
+
+    # One core against one by processor time, several against one by the clock on the wall.
+    brings = {rung: times(rung, other) for other, rung in pairwise(LADDER)}
+    brings["shared"] = times("shared", "library, wall")
+    say(f"  {'':<26}{'windows/s':>12}{'times the line above':>23}")
+    for rung, words in LADDER.items():
+        label = words.format(batch=config.batch, processes=processes)
+        gain = f"{brings[rung]:23.1f}" if rung in brings else ""
+        say(f"  {label:<26}{speeds[rung]:12,.0f}{gain}")
+    ratios = {loop: times("library", loop) for loop in ("plain", "tidy")}
+    alone = times("tidy, reduced", "tidy")
+    words = " and ".join(f"{ratio:.0f} times the {loop} loop" for loop, ratio in ratios.items())
+    say(f"  library, one core: {words}")
+    say(f"  reduced form alone, in the tidy loop: {alone:.1f} times")
     say(
         f"  {full['windows']:,} windows in {full['seconds']:.1f} s, "
         f"held-out error {full['held_out_error']:.0e}"
     )
     to_target = time_to_target(config, effort.limit)
+    tidy_to_target = tidy_time_to_target(config, effort.limit)
     say(f"  held-out error {TARGET:.0e}: {_words(to_target)}")
+    say(f"    with the tidy loop: {_words(tidy_to_target)}")
     limits = peak(config, effort.repeats)
     say(
         "  one core: {gflops:.0f} GFLOP/s, {gbytes:.1f} GB/s in arrays as large as the tokens, "
@@ -166,7 +205,8 @@ def _algorithm(
     for stage, spent in stages.items():
         bound = work[stage]["microseconds"]
         say(f"    {stage:<20}{spent:8.2f}{bound:8.2f}{spent / bound:7.1f}")
-    whole = 1e6 / library  # one after the other, the stages find the caches full of each other
+    # One after the other, the stages find the caches full of each other.
+    whole = 1e6 / speeds["library"]
     for words, spent in (("all, one by one", used), ("a step as it is", whole)):
         say(f"    {words:<20}{spent:8.2f}{least:8.2f}{spent / least:7.1f}")
     quarter = max(1, config.batch // 4)
@@ -178,15 +218,17 @@ def _algorithm(
     say(f"  peak memory {memory:.0f} MiB above what importing takes; estimated {estimate:.0f} MiB")
     return {
         "sizes": {"k": config.algorithm.layout.n_token, "p": config.algorithm.n_parameters},
-        "rounds": [[_digits(value) for value in row] for row in rounds],
-        "plain": _digits(plain),
-        "library": _digits(library),
+        "rounds": [{rung: _digits(value) for rung, value in r.items()} for r in rounds],
         "processes": processes,
-        "shared": _digits(shared),
-        "ratio": _digits(ratios[0]),
-        "shared_ratio": _digits(ratios[1]),
+        "speeds": {rung: _digits(speeds[rung]) for rung in LADDER},
+        "brings": brings,
+        "ratio": ratios["plain"],
+        "tidy_ratio": ratios["tidy"],
+        "reduced_alone": alone,
+        "shared_ratio": times("shared", "plain, wall"),
         "full": full,
         "to_target": to_target,
+        "tidy_to_target": tidy_to_target,
         "stages": {stage: _digits(value) for stage, value in stages.items()},
         "peak": limits,
         "roofline": work,
@@ -198,11 +240,48 @@ def _algorithm(
     }
 
 
-# --- the loop in the ordinary way
+# --- the loops in the ordinary way
 
 
-class PlainRun(NamedTuple):
-    """What the plain loop did.
+LADDER = {
+    "plain": "plain loop",
+    "tidy": "tidy loop",
+    "lockstep": "{batch} MDPs in lockstep",
+    "library": "reduced form: the library",
+    "shared": "{processes} processes",
+}
+"""From Algorithm 1 line by line to the library, one idea a line."""
+
+
+def _speeds(config: TrainingConfig, effort: Effort) -> dict[str, float]:
+    """Time everything that takes one core, in windows per second of processor time.
+
+    Besides the ladder's lines the reduced form in the tidy loop, and what the clock on the wall
+    says of those that are compared with several processes.
+    """
+    plain = plain_training(config, effort.plain)
+    speeds = {"plain": plain.cpu_speed, "plain, wall": plain.speed}
+    for name, block in (("tidy", whole_block), ("tidy, reduced", reduced_block)):
+        speeds[name] = tidy_training(config, effort.tidy, block).cpu_speed
+    whole = LiteralBlock.from_weights(config.algorithm, *_start(config).weights())
+    shorter = dataclasses.replace(config, frames=-(-config.frames // 5))
+    for name, sizes, student in (("lockstep", shorter, whole), ("library", config, None)):
+        started = time.perf_counter(), time.process_time()
+        _train(sizes, student)
+        speeds[name] = sizes.windows / (time.process_time() - started[1])
+        speeds[f"{name}, wall"] = sizes.windows / (time.perf_counter() - started[0])
+    return speeds
+
+
+def _train(config: TrainingConfig, student: torch.nn.Module | None = None, **options: Any) -> Run:
+    """Train without a word: what is timed may end far from its teacher."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FarFromTeacher)
+        return train(config, student, progress=False, **options)
+
+
+class LoopRun(NamedTuple):
+    """What a loop over windows did.
 
     Attributes
     ----------
@@ -220,12 +299,12 @@ class PlainRun(NamedTuple):
 
 
 def plain_training(
-    config: TrainingConfig, windows: int, weights: tuple[Tensor, Tensor] | None = None
-) -> PlainRun:
+    config: TrainingConfig, windows: int, weights: Sequence[Tensor] | None = None
+) -> LoopRun:
     """Train on one MDP, step by step, as Algorithms 1 and 2 are written down.
 
-    The measure of the rest of this module: no batch, eq. (1) with the whole H, P and V, one
-    draw at a time, autograd and Adam.
+    The first yardstick: no batch, eq. (1) with the whole H, P and V, one draw and one transition at
+    a time, autograd and Adam.
 
     Parameters
     ----------
@@ -233,41 +312,77 @@ def plain_training(
         Sizes, algorithm and learning rate.
     windows : int
         How many windows.
-    weights : tuple of Tensor, optional
+    weights : pair of Tensor, optional
         P and V (D, D) to start from; by default small random blocks.
 
     Returns
     -------
-    PlainRun
+    LoopRun
         Speed and losses.
     """
+    return _timed(_plain(config, weights), windows)
+
+
+def tidy_training(
+    config: TrainingConfig,
+    windows: int,
+    block: Callable[..., Tensor] | None = None,
+    weights: Sequence[Tensor] | None = None,
+) -> LoopRun:
+    """Train on one MDP after the other, as one would tidy the plain loop up.
+
+    The second yardstick: a simulator in NumPy, prompt and teacher of a window at once; eq. (1),
+    autograd, Adam and one MDP at a time as before.
+
+    Parameters
+    ----------
+    config, windows, weights
+        As for `plain_training`; besides, every `frames` windows another MDP, and the decay of the
+        learning rate.
+    block : callable, optional
+        `whole_block`, the default, or `reduced_block`, whose weights are P12 and V21.
+
+    Returns
+    -------
+    LoopRun
+        Speed and losses.
+    """
+    steps = _tidy(config, block or whole_block, weights)
+    return _timed((loss for loss, _ in steps), windows)
+
+
+def _timed(losses: Iterator[float], windows: int) -> LoopRun:
+    started = time.perf_counter(), time.process_time()
+    kept = list(islice(losses, windows))
+    wall, cpu = time.perf_counter() - started[0], time.process_time() - started[1]
+    return LoopRun(windows / wall, windows / cpu, kept)
+
+
+def _plain(config: TrainingConfig, weights: Sequence[Tensor] | None) -> Iterator[float]:
+    """Yield the loss of every window."""
     algorithm, n = config.algorithm, config.window
     sarsa = algorithm.name == "sarsa"
     generator = torch.Generator().manual_seed(config.seed)
     mdp, features, parameters, state = draw_situation(config, 1, generator)
-    n_actions, gamma = mdp.n_actions, mdp.discount
-    transition, reward = mdp.transition[0], mdp.reward[0]
+    transition, reward, gamma = mdp.transition[0], mdp.reward[0], mdp.discount
     phi_pi, phi_v = (features[0], None) if sarsa else (features.policy[0], features.value[0])
     m = 0 if sarsa else algorithm.m
     p, k = algorithm.n_parameters, algorithm.layout.n_token
-    start = weights or _Trainer(config).student.weights()
-    P, V = (block.detach().clone().requires_grad_() for block in start)
+    P, V = _leaves(weights or _start(config).weights())
     optimiser = torch.optim.Adam([P, V], lr=config.learning_rate)
     theta, s = parameters[0], state.item()
 
     def probabilities(s: int) -> Tensor:
         if sarsa:
             q = phi_pi[s] @ theta
-            return torch.nn.functional.one_hot(q.argmax(), n_actions).to(q.dtype)
+            return torch.nn.functional.one_hot(q.argmax(), mdp.n_actions).to(q.dtype)
         return (phi_pi[s] @ theta[:m]).softmax(-1)
 
     def act(s: int) -> int:
-        pi = (1 - algorithm.epsilon) * probabilities(s) + algorithm.epsilon / n_actions
+        pi = (1 - algorithm.epsilon) * probabilities(s) + algorithm.epsilon / mdp.n_actions
         return torch.multinomial(pi, 1, generator=generator).item()
 
-    losses = []
-    started = time.perf_counter(), time.process_time()
-    for _ in range(windows):
+    while True:
         H = torch.zeros(k + 1 + p, n + 1, dtype=theta.dtype)
         H[k, n], H[k + 1 :, n] = 1, theta
         step = torch.zeros_like(theta)
@@ -297,10 +412,93 @@ def plain_training(
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-        losses.append(loss.item())
+        yield loss.item()
         theta = target
-    wall, cpu = time.perf_counter() - started[0], time.process_time() - started[1]
-    return PlainRun(windows / wall, windows / cpu, losses)
+
+
+def _tidy(
+    config: TrainingConfig, block: Callable[..., Tensor], weights: Sequence[Tensor] | None = None
+) -> Iterator[tuple[float, Sequence[Tensor]]]:
+    """Yield the loss of every window, and the weights after its step."""
+    algorithm, n = config.algorithm, config.window
+    sarsa, m, epsilon = algorithm.name == "sarsa", getattr(algorithm, "m", 0), algorithm.epsilon
+    rates = (algorithm.alpha,) if sarsa else (algorithm.alpha, algorithm.beta)
+    generator, rng = torch.Generator().manual_seed(config.seed), np.random.default_rng(config.seed)
+    start = _start(config)
+    weights = weights or (start.weights() if block is whole_block else (start.P12, start.V21))
+    weights = _leaves(weights)
+    optimiser = torch.optim.Adam(weights, lr=config.learning_rate)
+    schedule = torch.optim.lr_scheduler.StepLR(optimiser, config.decay_every, config.decay)
+    while True:
+        mdp, features, parameters, state = draw_situation(config, 1, generator)
+        move, reward = cumulative(mdp.transition[0])[..., :-1].numpy(), mdp.reward[0].numpy()
+        phi, values = (features[0], None) if sarsa else (table[0].numpy() for table in features)
+        phi, theta, s_next, gamma = (
+            np.asarray(phi),
+            parameters[0].numpy(),
+            state.item(),
+            mdp.discount,
+        )
+        fall = gamma ** np.arange(n, dtype=theta.dtype)[:, None]
+        for _ in range(config.frames):
+            q = phi @ theta[: m or None]
+            best = q == q.max(-1, keepdims=True)
+            pi = best if sarsa else np.exp(q - q.max(-1, keepdims=True))
+            pi = pi / pi.sum(-1, keepdims=True)
+            act = ((1 - epsilon) * pi + epsilon / mdp.n_actions).cumsum(-1)[:, :-1]
+            visited, s = [], s_next
+            for for_action, for_state in rng.random((n + 1, 2)).tolist():
+                a = act[s].searchsorted(for_action, "right")
+                visited.append((s, a))
+                s = move[s, a].searchsorted(for_state, "right")
+            states, actions = np.array(visited).T
+            s, a, s_next, a_next = states[:-1], actions[:-1], states[1:], actions[1:]
+            if sarsa:
+                x, x_next, w = phi[s, a], phi[s_next, a_next], theta
+            else:
+                x, x_next, w = values[s], values[s_next], theta[m:]
+            r = reward[s, a, s_next]
+            delta = r + gamma * x_next @ w - x @ w
+            eligible, tokens = [x], [x, gamma * x_next, r[:, None]]
+            if m:
+                tokens.append(fall * (phi[s, a] - (pi[..., None] * phi).sum(1)[s]))
+                eligible.insert(0, tokens[-1])
+            step = [rate / n * delta @ by for rate, by in zip(rates, eligible, strict=True)]
+            target = theta + np.concatenate(step)
+            X = torch.from_numpy(np.concatenate(tokens, 1))
+            student = block(X, torch.from_numpy(theta), *weights)
+            loss = 0.5 * (student - torch.from_numpy(target)).square().sum()
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            yield loss.item(), weights
+            theta, s_next = target, states[-1]
+        schedule.step()
+
+
+def whole_block(X: Tensor, theta: Tensor, P: Tensor, V: Tensor) -> Tensor:
+    """Return the parameters (p,) that eq. (1) writes, by the whole H, from tokens X (n, k)."""
+    n, k = X.shape
+    H = torch.zeros(len(P), n + 1, dtype=X.dtype)
+    H[:k, :n], H[k, n], H[k + 1 :, n] = X.T, 1, theta
+    return (H + (V @ H) @ (H.T @ (P @ H)) / n)[k + 1 :, -1]
+
+
+def reduced_block(X: Tensor, theta: Tensor, P12: Tensor, V21: Tensor) -> Tensor:
+    """Return the same by Lemma C.1."""
+    query = P12[:, 0] + P12[:, 1:] @ theta
+    return theta + V21 @ ((X @ query) @ X) / len(X)
+
+
+def _start(config: TrainingConfig) -> LinearBlock:
+    """Return the block that training starts from."""
+    generator = torch.Generator().manual_seed(config.seed)
+    dtype = config.torch_dtype
+    return LinearBlock(config.algorithm, config.gain, generator=generator, dtype=dtype)
+
+
+def _leaves(weights: Sequence[Tensor]) -> list[Tensor]:
+    return [block.detach().clone().requires_grad_() for block in weights]
 
 
 # --- limits of the machine
@@ -323,7 +521,7 @@ def machine() -> dict[str, Any]:
 
 def _processor() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor() or platform.machine()
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
@@ -497,44 +695,95 @@ def _step_seconds(
 def time_to_target(config: TrainingConfig, limit: float) -> dict[str, Any]:
     """Train until the held-out relative error is below `TARGET`; the checks are not counted.
 
-    Returns seconds, steps and windows, the last error, and whether the target was reached within
-    `limit` seconds.
+    Returns seconds of processor time and windows, the last error, and whether the target was
+    reached within `limit` seconds; if not, seconds and windows are extrapolated from the second
+    half of what was seen, None where the error does not fall.
     """
     lockstep = TrainingConfig.lockstep(config.algorithm)
     trainer = _Trainer(dataclasses.replace(lockstep, n_mdps=100 * lockstep.batch))
-    held_out = dataclasses.replace(lockstep, n_mdps=100, frames=10)
-    spent, error = 0.0, math.inf
     steps = trainer.work()
-    while error > TARGET and spent < limit:
-        started = time.perf_counter()
+
+    def more() -> tuple[int, LinearBlock]:
         deque(islice(steps, 25), maxlen=0)
-        spent += time.perf_counter() - started
-        generator = torch.Generator().manual_seed(trainer.config.seed + 1)
-        error = relative_error(held_out, trainer.student, generator=generator) ** 2
+        return trainer.windows, trainer.student
+
+    return {**_until_target(more, lockstep, limit), "steps": trainer.steps}
+
+
+TIDY_RATES = {"sarsa": (3e-3, 0.96), "actor_critic": (3e-3, 0.97)}
+"""For the tidy loop learning rate and decay every 10 MDPs: of those that were tried, the fastest
+with which the error followed to the target. One MDP at a time is noisier than a batch."""
+
+
+def tidy_time_to_target(config: TrainingConfig, limit: float) -> dict[str, Any]:
+    """Do with the tidy loop what `time_to_target` does with the library."""
+    algorithm, (rate, decay) = config.algorithm, TIDY_RATES[config.algorithm.name]
+    paper = TrainingConfig.paper(algorithm)
+    steps = _tidy(dataclasses.replace(paper, learning_rate=rate, decay=decay), whole_block)
+    done = 0
+
+    def more() -> tuple[int, LinearBlock]:
+        nonlocal done
+        *_, (_, weights) = islice(steps, 1000)
+        done += 1000
+        return done, LinearBlock.from_weights(algorithm, *weights)
+
+    return _until_target(more, TrainingConfig.lockstep(algorithm), limit)
+
+
+def _until_target(
+    more: Callable[[], tuple[int, LinearBlock]], config: TrainingConfig, limit: float
+) -> dict[str, Any]:
+    """Train on until the block is good enough or time is over; `more` returns windows so far."""
+    held_out = dataclasses.replace(config, n_mdps=100, frames=10)
+    seen = [(0, 0.0, math.inf)]  # windows, seconds, error
+    while seen[-1][2] > TARGET and seen[-1][1] < limit:
+        started = time.process_time()
+        windows, block = more()
+        seconds = seen[-1][1] + time.process_time() - started
+        generator = torch.Generator().manual_seed(config.seed + 1)
+        error = relative_error(held_out, block, generator=generator) ** 2
+        seen.append((windows, seconds, error))
+    windows, seconds, error = seen[-1]
+    reached = error <= TARGET
+    if not reached:
+        windows, seconds = _extrapolate(seen[len(seen) // 2 :])
     return {
-        "reached": error <= TARGET,
-        "seconds": round(spent, 2),
-        "steps": trainer.steps,
-        "windows": trainer.windows,
+        "reached": reached,
+        "seconds": None if seconds is None else round(seconds, 2),
+        "windows": windows,
         "error": float(f"{error:.1e}"),
     }
+
+
+def _extrapolate(seen: Sequence[tuple[int, float, float]]) -> tuple[int | None, float | None]:
+    """Say at how many windows and seconds an error that falls exponentially meets the target."""
+    windows, seconds, errors = map(np.array, zip(*seen, strict=True))
+    if len(seen) > 1 and np.isfinite(errors).all():
+        slope, start = np.polyfit(windows, np.log(errors), 1)
+        if slope < 0:
+            needed = max(windows[-1], (math.log(TARGET) - start) / slope)
+            return round(needed), seconds[-1] * needed / windows[-1]
+    return None, None
 
 
 def peak_memory(config: TrainingConfig) -> float:
     """Measure by how many MiB training raises the peak memory of a fresh process."""
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
+    with ProcessPoolExecutor(1, context, _leave_interrupts_to_the_parent) as pool:
         return pool.submit(_peak_memory, config).result()
 
 
 def _peak_memory(config: TrainingConfig) -> float:
     torch.set_num_threads(1)
     tiny = dataclasses.replace(config, batch=1, n_mdps=1, frames=1)
-    train(tiny, progress=False)  # what is loaded on first use
+    _train(tiny)  # what is loaded on first use
     if _STATUS.exists():
-        (_STATUS.parent / "clear_refs").write_text("5")  # the peak is now what is occupied
+        (_STATUS.parent / "clear_refs").write_text(
+            "5", encoding="utf-8"
+        )  # the peak is now what is occupied
     before = _high_water()
-    train(config, progress=False)
+    _train(config)
     return _high_water() - before
 
 
@@ -544,7 +793,7 @@ _STATUS = Path("/proc/self/status")
 def _high_water() -> float:
     """Return the largest memory in MiB that this process has occupied so far."""
     if _STATUS.exists():  # Linux's ru_maxrss would include what the parent occupied
-        return int(_STATUS.read_text().split("VmHWM:")[1].split()[0]) / 2**10
+        return int(_STATUS.read_text(encoding="utf-8").split("VmHWM:")[1].split()[0]) / 2**10
     import resource  # not on Windows
 
     unit = 2**20 if sys.platform == "darwin" else 2**10
@@ -579,9 +828,11 @@ class Processes:
             process.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for jobs, _ in self._queues:
             jobs.put(None)
+        for process in self._processes if kind else ():  # interrupted: nobody waits for the end
+            process.terminate()
         for process in self._processes:
             process.join(timeout=30)
 
@@ -624,12 +875,17 @@ class Processes:
         }
 
 
+def _leave_interrupts_to_the_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def _serve(rank: int, count: int, port: int, jobs: Any, answers: Any) -> None:
+    _leave_interrupts_to_the_parent()
     torch.set_num_threads(1)
     address = f"tcp://127.0.0.1:{port}"
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=count)
     for config in _until_the_end(jobs):
-        outcome = train(config, progress=False, group=dist.group.WORLD)
+        outcome = _train(config, group=dist.group.WORLD)
         answers.put((outcome.seconds, outcome.P.numpy(), outcome.V.numpy()))
     dist.destroy_process_group()
 
@@ -649,11 +905,6 @@ def _until_the_end(jobs: Any) -> Iterator[TrainingConfig]:
 
 
 # --- small things
-
-
-def write(results: dict[str, Any], path: Path) -> None:
-    """Write results as JSON."""
-    path.write_text(json.dumps(results, indent=1) + "\n")
 
 
 def _seconds(work: Callable[[], object], repeats: int, times: int) -> float:
@@ -676,6 +927,7 @@ def _digits(value: float) -> float:
 
 
 def _words(outcome: dict[str, Any]) -> str:
-    if not outcome["reached"]:
-        return f"not reached in {outcome['seconds']:.1f} s; {outcome['error']:.0e}"
-    return f"{outcome['seconds']:.1f} s, {outcome['steps']:,} steps, {outcome['windows']:,} windows"
+    if outcome["seconds"] is None:
+        return f"not in sight; {outcome['error']:.0e}"
+    words = f"{outcome['seconds']:.1f} s of processor time, {outcome['windows']:,} windows"
+    return words if outcome["reached"] else f"{words} (extrapolated; {outcome['error']:.0e} so far)"

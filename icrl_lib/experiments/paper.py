@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import platform
+import signal
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,11 +22,20 @@ from tqdm import tqdm
 
 from icrl_lib import __version__
 from icrl_lib.attention import join, split
-from icrl_lib.checks import check_count, check_instance
+from icrl_lib.checks import check_instance, settle_counts
 from icrl_lib.control import exact_returns, improve, monte_carlo_return
+from icrl_lib.experiments import _files
 from icrl_lib.mdps import TabularMDP, expected_return, greedy_policy, value_iteration
 from icrl_lib.policies import uniform_policy
-from icrl_lib.training import Run, TrainingConfig, describe, draw_situation, train
+from icrl_lib.training import (
+    Run,
+    Step,
+    TrainingConfig,
+    check_memory,
+    describe,
+    draw_situation,
+    train,
+)
 
 HELD_OUT_SEED = 2**31
 """Added to a run's seed for the MDPs of its evaluation, which training therefore never sees."""
@@ -52,13 +63,108 @@ class Evaluation:
     length: int = 50
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            check_count(name, value)
+        settle_counts(self, *vars(self))
+
+
+class Experiment:
+    """A configuration, its evaluation, and the file that the results of both are written to.
+
+    A context: while it is open no other run can write that file.
+
+    Parameters
+    ----------
+    config : TrainingConfig
+        What to train.
+    path : path
+        A JSON file; while training, a checkpoint lies beside it. Its folder is made.
+    evaluation : Evaluation
+        How to evaluate.
+
+    Raises
+    ------
+    ValueError
+        If a batch does not fit into memory; on entering, if another run is at work on `path`, or
+        it cannot be written, or holds anything but results of this configuration.
+    """
+
+    def __init__(
+        self, config: TrainingConfig, path: str | os.PathLike, evaluation: Evaluation = Evaluation()
+    ) -> None:
+        check_instance("config", config, TrainingConfig)
+        check_instance("path", path, (str, os.PathLike))
+        check_instance("evaluation", evaluation, Evaluation)
+        # As JSON gives it back, to be compared with what a file holds.
+        said = {"config": describe(config), "evaluation": vars(evaluation)}
+        self.begun: dict[str, Any] = json.loads(json.dumps(said))
+        check_memory(config)
+        self.config, self.evaluation = config, evaluation
+        self.path = _files.target(path)
+        self.checkpoint = _files.beside(self.path, ".checkpoint")
+        self.results: dict[str, Any] = {}
+        self._held = contextlib.ExitStack()
+
+    def __enter__(self) -> Experiment:
+        self.results = self._read()
+        if not self.evaluated:
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise ValueError(f"path: expected a folder for {self.path}; {error}") from error
+            self._held.enter_context(_files.reserved(self.path))
+            self.results = self._read()  # another run may have ended meanwhile
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._held.close()
+
+    @property
+    def trained(self) -> bool:
+        """Whether training is done and written down."""
+        return "training" in self.results
+
+    @property
+    def evaluated(self) -> bool:
+        """Whether everything is done and written down."""
+        return self.trained and "returns" in self.results
+
+    def run(self, progress: bool | None = None) -> dict[str, Any]:
+        """Do what is left to do, and return the results."""
+        if not self.trained:
+            with _stopping_between_steps() as asked:
+                outcome = train(
+                    self.config, watch=asked, progress=progress, checkpoint=self.checkpoint
+                )
+            self.results["training"] = _training_record(outcome)
+            _files.write(self.path, self.results)
+        if not self.evaluated:
+            self.checkpoint.unlink(missing_ok=True)
+            self.results.update(
+                _evaluate(self.config, *weights(self.results), self.evaluation, progress)
+            )
+            _files.write(self.path, self.results)
+        return self.results
+
+    def _read(self) -> dict[str, Any]:
+        results = _files.read(self.path)
+        if results is None:
+            return dict(self.begun)
+        for key, value in self.begun.items():
+            if results.get(key) != value:
+                raise ValueError(
+                    f"path: {self.path} holds the results of another {key}; remove it or choose "
+                    "another folder"
+                )
+        if "training" in results:
+            try:
+                weights(results)
+            except ValueError as error:
+                raise _files.damaged(self.path, error) from error
+        return results
 
 
 def run(
     config: TrainingConfig,
-    path: Path,
+    path: str | os.PathLike,
     evaluation: Evaluation = Evaluation(),
     *,
     progress: bool | None = None,
@@ -66,16 +172,13 @@ def run(
     """Train and evaluate one configuration; write the results to `path` after each stage.
 
     Killed at any moment and called again, it goes on from where it was and ends with the same
-    results, times of day excepted. A finished `path` is read and returned.
+    results, times of day excepted. A finished `path` is read and returned. A second run on the same
+    `path` is refused while the first is at work.
 
     Parameters
     ----------
-    config : TrainingConfig
-        What to train.
-    path : Path
-        A JSON file; while training, a checkpoint lies beside it.
-    evaluation : Evaluation
-        How to evaluate.
+    config, path, evaluation
+        As for `Experiment`, and the same errors.
     progress : bool, optional
         Show progress bars; by default only on a terminal.
 
@@ -83,37 +186,9 @@ def run(
     -------
     dict
         What `path` holds.
-
-    Raises
-    ------
-    ValueError
-        If `path` or its checkpoint belongs to another configuration.
     """
-    check_instance("config", config, TrainingConfig)
-    check_instance("path", path, (str, os.PathLike))
-    check_instance("evaluation", evaluation, Evaluation)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint = path.with_suffix(".checkpoint")
-    results: dict[str, Any] = {"config": describe(config), "evaluation": vars(evaluation)}
-    if path.exists():
-        stored = json.loads(path.read_text())
-        for key, value in results.items():
-            if stored.get(key) != value:
-                raise ValueError(
-                    f"path: {path} holds the results of another {key}; remove it or choose "
-                    "another folder"
-                )
-        results = stored
-    if "training" not in results:
-        outcome = train(config, progress=progress, checkpoint=checkpoint)
-        results["training"] = _training_record(outcome)
-        _write(path, results)
-    checkpoint.unlink(missing_ok=True)
-    if "returns" not in results:
-        results.update(_evaluate(config, *weights(results), evaluation, progress))
-        _write(path, results)
-    return results
+    with Experiment(config, path, evaluation) as experiment:
+        return experiment.run(progress)
 
 
 def stored(name: str) -> dict[str, Any]:
@@ -126,7 +201,7 @@ def stored(name: str) -> dict[str, Any]:
         folder = resources.files("icrl_lib.experiments") / "results"
         names = sorted(f.name.removesuffix(".json") for f in folder.iterdir())
         raise ValueError(f"name: expected one of {', '.join(names)}; got {name!r}")
-    return json.loads(file.read_text())
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def weights(results: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
@@ -134,9 +209,33 @@ def weights(results: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     try:
         dtype = getattr(torch, results["config"]["dtype"])
         blocks = [torch.tensor(results["training"][name], dtype=dtype) for name in ("P12", "V21")]
-    except (KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError("results: expected what `run` wrote, training included") from error
     return join(*blocks)
+
+
+@contextlib.contextmanager
+def _stopping_between_steps() -> Iterator[Callable[[Step], bool]]:
+    """Let an interrupt wait for the end of a step, so that a checkpoint can be written.
+
+    Yields what `train` has to watch. A second interrupt does not wait.
+    """
+    asked: list[int] = []
+    if threading.current_thread() is not threading.main_thread():  # no other gets signals
+        yield lambda step: False
+        return
+
+    def ask(number: int, _: object) -> None:
+        asked.append(number)
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield lambda step: bool(asked)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if asked:
+        raise KeyboardInterrupt
 
 
 def _training_record(outcome: Run) -> dict[str, Any]:
@@ -240,10 +339,3 @@ def _circumstances() -> dict[str, Any]:
 def _plain(matrix: Tensor) -> list[list[float]]:
     """Return a matrix as lists with just the digits that determine its numbers."""
     return [[float(str(x)) for x in row] for row in matrix.cpu().numpy()]
-
-
-def _write(path: Path, results: Mapping[str, Any]) -> None:
-    """Write so that at any moment the file is whole: the old results or the new."""
-    beside = path.with_name(path.name + ".part")
-    beside.write_text(json.dumps(results, indent=None, separators=(",", ":")) + "\n")
-    os.replace(beside, path)
