@@ -95,8 +95,8 @@ def main(arguments: list[str] | None = None) -> None:
     measure = commands.add_parser(
         "bench",
         help="measure what training costs",
-        description="Measure training against a plain loop and against the limits of this machine, "
-        "on 1 core and on 2. Nothing else should run meanwhile. Takes about 8 minutes.",
+        description="Measure training against two loops and against the limits of this machine, "
+        "on 1 core and on 2. Nothing else should run meanwhile. Takes about 13 minutes.",
     )
     measure.add_argument("--quick", action="store_true", help="only see whether it runs")
     measure.add_argument(
