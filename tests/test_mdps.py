@@ -338,6 +338,10 @@ def test_values_without_discount():
     close(policy_value(walk(1, back=0.5), ONLY), [[8, 7, 0]])
 
 
+def test_optimal_values_without_discount():
+    close(value_iteration(walk(1, back=0.5)), [[[8], [7], [0]]])
+
+
 @pytest.mark.parametrize("terminal", [None, 2])
 def test_discount_1_is_refused_where_a_policy_goes_on(terminal):
     with pytest.raises(ValueError, match=r"^discount: .*less than 1"):
