@@ -1,9 +1,30 @@
 """Textbook updates that a transformer is to reproduce. Nothing here knows about transformers.
 
+Every update is made for B MDPs at once, from a window of n transitions in each, with these
+arguments:
+
+w : Tensor, shape (B, d)
+    Parameters of action values q(s, a) = w^T phi(s, a), or of the state values w^T phi_V(s).
+phi, phi_next : Tensor, shape (B, n, d)
+    phi(s_i, a_i) and phi(s_{i+1}, a_{i+1}); where updates are about states, phi_V(s_i) and
+    phi_V(s_{i+1}).
+rewards : Tensor, shape (B, n)
+    Rewards r_1, ..., r_n.
+lam : Tensor, shape (B, m)
+    Parameters lambda of the softmax policy, the actor.
+scores : Tensor, shape (B, n, m)
+    Scores g_lambda(s_i, a_i), undiscounted.
+discount : float or Tensor of shape (B, n)
+    The discount gamma, in [0, 1), or gamma_i, in [0, 1], of each transition.
+alpha, beta : float
+    Step sizes, above 0; of two, alpha is the actor's and beta the critic's.
+
+A ValueError says which shapes, dtypes or devices disagree, or which number is out of range.
+
 Where episodes end within a window, the discount is a tensor of one gamma_i for each transition
-(transition-based discounting; White, 2017). It is 0 for the transition that ends an episode and
-for the one to the next first state, at which features and scores before the transition are zero:
-so nothing is bootstrapped, returned, traced or written from one episode to another.
+(transition-based discounting; White, 2017). It is 0 for the transition that ends an episode and for
+the one to the next first state, at which features and scores before the transition are zero: so
+nothing is bootstrapped, returned, traced or written from one episode to another.
 """
 
 from __future__ import annotations
@@ -26,18 +47,12 @@ from icrl_lib.checks import (
 def td_errors(
     w: Tensor, phi: Tensor, phi_next: Tensor, rewards: Tensor, discount: Discount
 ) -> Tensor:
-    """Compute the temporal-difference errors of linear values; arguments as of `sarsa_update`.
-
-    Returns
-    -------
-    Tensor, shape (B, n)
-        delta_i = r_{i+1} + gamma w^T phi_next_i - w^T phi_i.
-    """
+    """Compute delta_i = r_{i+1} + gamma w^T phi_next_i - w^T phi_i, shape (B, n)."""
     check_tensors(
         w=(w, "B d"), phi=(phi, "B n d"), phi_next=(phi_next, "B n d"), rewards=(rewards, "B n")
     )
     check_discount(discount, rewards)
-    return _td_errors(w, phi, phi_next, rewards, discount)
+    return rewards + discount * _values(phi_next, w) - _values(phi, w)
 
 
 def sarsa_update(
@@ -45,28 +60,12 @@ def sarsa_update(
 ) -> Tensor:
     """Take one step of batch semi-gradient SARSA (eq. 2 of Liang and Lai, 2026).
 
-    Parameters
-    ----------
-    w : Tensor, shape (B, d)
-        Parameters of the action values q(s, a) = w^T phi(s, a).
-    phi, phi_next : Tensor, shape (B, n, d)
-        phi(s_i, a_i) and phi(s_{i+1}, a_{i+1}).
-    rewards : Tensor, shape (B, n)
-        Rewards r_1, ..., r_n.
-    discount : float or Tensor of shape (B, n)
-        The discount gamma, in [0, 1), or gamma_i, in [0, 1], of each transition.
-    alpha : float
-        Step size, above 0.
+    Arguments are those of the module, where they are listed.
 
     Returns
     -------
     Tensor, shape (B, d)
-        w + (alpha / n) sum_i delta_i phi_i.
-
-    Raises
-    ------
-    ValueError
-        If shapes, dtypes or devices disagree or a number is out of range.
+        w + (alpha / n) sum_i delta_i phi_i, with the errors of :func:`td_errors`.
     """
     delta = td_errors(w, phi, phi_next, rewards, discount)
     check_number("alpha", alpha, above=0)
@@ -88,51 +87,22 @@ def actor_critic_update(
 
     Actor and critic both use the old parameters, through the same errors delta_i.
 
-    Parameters
-    ----------
-    lam : Tensor, shape (B, m)
-        Parameters lambda of the softmax policy, the actor.
-    w : Tensor, shape (B, d)
-        Parameters of the state values v(s) = w^T phi_V(s), the critic.
-    phi_v, phi_v_next : Tensor, shape (B, n, d)
-        phi_V(s_i) and phi_V(s_{i+1}).
-    rewards : Tensor, shape (B, n)
-        Rewards r_1, ..., r_n.
-    scores : Tensor, shape (B, n, m)
-        Scores g_lambda(s_i, a_i), undiscounted.
-    discount : float or Tensor of shape (B, n)
-        The discount gamma, in [0, 1), or gamma_i, in [0, 1], of each transition.
-    alpha, beta : float
-        Step sizes of actor and critic, above 0.
-
     Returns
     -------
     lam : Tensor, shape (B, m)
         lambda + (alpha / n) sum_i gamma^i delta_i g_lambda(s_i, a_i).
     w : Tensor, shape (B, d)
         w + (beta / n) sum_i delta_i phi_V(s_i).
-
-    Raises
-    ------
-    ValueError
-        If shapes, dtypes or devices disagree or a number is out of range.
     """
     check_tensors(
         w=(w, "B d"),
         phi_v=(phi_v, "B n d"),
         phi_v_next=(phi_v_next, "B n d"),
         rewards=(rewards, "B n"),
-        lam=(lam, "B m"),
-        scores=(scores, "B n m"),
     )
     check_discount(discount, rewards)
-    check_number("alpha", alpha, above=0)
-    check_number("beta", beta, above=0)
-    delta = _td_errors(w, phi_v, phi_v_next, rewards, discount)
-    return (
-        lam + alpha * _mean_of_products(_since_start(rewards, discount) * delta, scores),
-        w + beta * _mean_of_products(delta, phi_v),
-    )
+    delta = rewards + discount * _values(phi_v_next, w) - _values(phi_v, w)
+    return _actor_and_critic(lam, w, phi_v, rewards, scores, discount, alpha, beta, delta, delta)
 
 
 def td_update(
@@ -146,18 +116,9 @@ def td_update(
 ) -> Tensor:
     """Take one step of batch TD(0) for state values, off-policy with importance ratios.
 
-    Sutton and Barto (2018), sections 9.3 and 11.1. Arguments as in :func:`sarsa_update`, with
-    features phi(s_i) and phi(s_{i+1}) of states, and:
-
-    Parameters
-    ----------
-    ratios : Tensor, shape (B, n), optional
-        rho_i = pi(a_i | s_i) / b(a_i | s_i) where b behaved and pi is evaluated; by default 1.
-
-    Returns
-    -------
-    Tensor, shape (B, d)
-        w + (alpha / n) sum_i rho_i delta_i phi_i.
+    Sutton and Barto (2018), sections 9.3 and 11.1. Returns w + (alpha / n) sum_i rho_i delta_i
+    phi_i, shape (B, d). `ratios` (B, n) are rho_i = pi(a_i | s_i) / b(a_i | s_i) where b behaved
+    and pi is evaluated; by default 1.
     """
     delta = td_errors(w, phi, phi_next, rewards, discount)
     check_number("alpha", alpha, above=0)
@@ -175,12 +136,8 @@ def residual_gradient_update(
     """Take one step of the residual-gradient algorithm (Baird, 1995).
 
     It descends the mean squared TD error: the bootstrapped value is differentiated too, which the
-    semi-gradient of SARSA leaves out. Arguments as in :func:`sarsa_update`.
-
-    Returns
-    -------
-    Tensor, shape (B, d)
-        w + (alpha / n) sum_i delta_i (phi_i - gamma phi_next_i).
+    semi-gradient of SARSA leaves out. Returns w + (alpha / n) sum_i delta_i (phi_i - gamma
+    phi_next_i), shape (B, d).
     """
     delta = td_errors(w, phi, phi_next, rewards, discount)
     check_number("alpha", alpha, above=0)
@@ -199,24 +156,14 @@ def expected_sarsa_update(
 ) -> Tensor:
     """Take one step of batch expected SARSA (Sutton and Barto, 2018, section 6.6).
 
-    Parameters
-    ----------
-    w : Tensor, shape (B, d)
-        Parameters of the action values q(s, a) = w^T phi(s, a).
-    phi : Tensor, shape (B, n, d)
-        phi(s_i, a_i).
-    phi_next : Tensor, shape (B, n, A, d)
-        phi(s_{i+1}, b) for every action b.
-    probabilities : Tensor, shape (B, n, A)
-        pi(b | s_{i+1}).
-    rewards, discount, alpha
-        As in :func:`sarsa_update`.
+    Here `phi_next`, (B, n, A, d), holds phi(s_{i+1}, b) for every action b, and `probabilities`,
+    (B, n, A), pi(b | s_{i+1}).
 
     Returns
     -------
     Tensor, shape (B, d)
-        w + (alpha / n) sum_i delta_i phi_i with
-        delta_i = r_{i+1} + gamma sum_b pi(b | s_{i+1}) q(s_{i+1}, b) - q(s_i, a_i).
+        w + (alpha / n) sum_i delta_i phi_i with delta_i = r_{i+1} + gamma sum_b pi(b | s_{i+1})
+        q(s_{i+1}, b) - q(s_i, a_i).
     """
     q_next = _next_values(w, phi, phi_next, rewards, discount, alpha)
     check_tensors(phi_next=(phi_next, "B n A d"), probabilities=(probabilities, "B n A"))
@@ -230,13 +177,13 @@ def q_learning_update(
 ) -> Tensor:
     """Take one step of batch Q-learning (Sutton and Barto, 2018, section 6.5).
 
-    Arguments as in :func:`expected_sarsa_update`.
+    Here `phi_next`, (B, n, A, d), holds phi(s_{i+1}, b) for every action b.
 
     Returns
     -------
     Tensor, shape (B, d)
-        w + (alpha / n) sum_i delta_i phi_i with
-        delta_i = r_{i+1} + gamma max_b q(s_{i+1}, b) - q(s_i, a_i).
+        w + (alpha / n) sum_i delta_i phi_i with delta_i = r_{i+1} + gamma max_b q(s_{i+1}, b) -
+        q(s_i, a_i).
     """
     q_next = _next_values(w, phi, phi_next, rewards, discount, alpha)
     target = rewards + discount * q_next.amax(-1)
@@ -248,33 +195,21 @@ def n_step_sarsa_update(
 ) -> Tensor:
     """Take one step of batch n-step SARSA (Sutton and Barto, 2018, section 7.2).
 
-    The number of rewards before the bootstrap is called `steps`, as n is the length of the window.
-    Near the end of the window the look-ahead stops at its last pair.
-
-    Parameters
-    ----------
-    w : Tensor, shape (B, d)
-        Parameters of the action values q(s, a) = w^T phi(s, a).
-    phi : Tensor, shape (B, n + 1, d)
-        phi(s_0, a_0), ..., phi(s_n, a_n).
-    rewards, discount, alpha
-        As in :func:`sarsa_update`.
-    steps : int
-        Rewards before the bootstrap, at least 1; 1 is SARSA.
+    The number of rewards before the bootstrap, at least 1, is called `steps`, as n is the length of
+    the window; 1 is SARSA. Near the end of the window the look-ahead stops at its last pair. Here
+    `phi`, (B, n + 1, d), holds phi(s_0, a_0), ..., phi(s_n, a_n).
 
     Returns
     -------
     Tensor, shape (B, d)
-        w + (alpha / n) sum_i (G_i - w^T phi_i) phi_i with h = min(steps, n - i) and
-        G_i = r_{i+1} + ... + gamma^{h-1} r_{i+h} + gamma^h w^T phi_{i+h}.
+        w + (alpha / n) sum_i (G_i - w^T phi_i) phi_i with h = min(steps, n - i) and G_i = r_{i+1} +
+        ... + gamma^{h-1} r_{i+h} + gamma^h w^T phi_{i+h}.
     """
     check_tensors(w=(w, "B d"), phi=(phi, "B n+1 d"), rewards=(rewards, "B n"))
     n = rewards.shape[1]
     if phi.shape[1] != n + 1:
-        raise ValueError(
-            f"phi, rewards: expected n + 1 feature vectors and n rewards, "
-            f"got {phi.shape[1]} and {n}"
-        )
+        given = f"{phi.shape[1]} and {n}"
+        raise ValueError(f"phi, rewards: expected n + 1 feature vectors, n rewards; got {given}")
     check_discount(discount, rewards)
     check_number("alpha", alpha, above=0)
     check_count("steps", steps)
@@ -302,13 +237,8 @@ def sarsa_lambda_update(
 ) -> Tensor:
     """Take one step of batch SARSA(lambda) with accumulating traces (the backward view).
 
-    Sutton and Barto (2018), section 12.7, with w frozen during the window. Arguments as in
-    :func:`sarsa_update`, and:
-
-    Parameters
-    ----------
-    trace_decay : float
-        The lambda of SARSA(lambda), in [0, 1].
+    Sutton and Barto (2018), section 12.7, with w frozen during the window; `trace_decay`, in [0,
+    1], is their lambda.
 
     Returns
     -------
@@ -339,24 +269,14 @@ def differential_sarsa_update(
 ) -> tuple[Tensor, Tensor]:
     """Take one step of batch differential SARSA, for the average reward per step.
 
-    Sutton and Barto (2018), section 10.3. There is no discount.
-
-    Parameters
-    ----------
-    average_reward : Tensor, shape (B, 1)
-        Estimate r-bar of the average reward.
-    w : Tensor, shape (B, d)
-        Parameters of the differential action values w^T phi(s, a).
-    phi, phi_next, rewards
-        As in :func:`sarsa_update`.
-    alpha, beta : float
-        Step sizes of w and of the average reward, above 0.
+    Sutton and Barto (2018), section 10.3. There is no discount; `average_reward`, (B, 1), is the
+    estimate r-bar, w that of differential action values, and beta the step size of r-bar.
 
     Returns
     -------
     average_reward : Tensor, shape (B, 1)
-        r-bar + (beta / n) sum_i delta_i, where
-        delta_i = r_{i+1} - r-bar + w^T phi_next_i - w^T phi_i.
+        r-bar + (beta / n) sum_i delta_i, where delta_i = r_{i+1} - r-bar + w^T phi_next_i - w^T
+        phi_i.
     w : Tensor, shape (B, d)
         w + (alpha / n) sum_i delta_i phi_i.
     """
@@ -367,13 +287,11 @@ def differential_sarsa_update(
         rewards=(rewards, "B n"),
         average_reward=(average_reward, "B 1"),
     )
-    check_number("alpha", alpha, above=0)
-    check_number("beta", beta, above=0)
+    for name, value in (("alpha", alpha), ("beta", beta)):
+        check_number(name, value, above=0)
     delta = rewards - average_reward + _values(phi_next, w) - _values(phi, w)
-    return (
-        average_reward + beta * delta.mean(-1, keepdim=True),
-        w + alpha * _mean_of_products(delta, phi),
-    )
+    r_bar = average_reward + beta * delta.mean(-1, keepdim=True)
+    return r_bar, w + alpha * _mean_of_products(delta, phi)
 
 
 def q_actor_critic_update(
@@ -391,15 +309,6 @@ def q_actor_critic_update(
 
     The critic is SARSA; the actor weighs each score with the critic's value of the action itself.
 
-    Parameters
-    ----------
-    lam : Tensor, shape (B, m)
-        Parameters lambda of the softmax policy.
-    w, phi, phi_next
-        As in :func:`sarsa_update`.
-    rewards, scores, discount, alpha, beta
-        As in :func:`actor_critic_update`.
-
     Returns
     -------
     lam : Tensor, shape (B, m)
@@ -408,14 +317,8 @@ def q_actor_critic_update(
         w + (beta / n) sum_i delta_i phi_i.
     """
     delta = td_errors(w, phi, phi_next, rewards, discount)
-    check_tensors(phi=(phi, "B n d"), lam=(lam, "B m"), scores=(scores, "B n m"))
-    check_number("alpha", alpha, above=0)
-    check_number("beta", beta, above=0)
-    weighted = _since_start(rewards, discount) * _values(phi, w)
-    return (
-        lam + alpha * _mean_of_products(weighted, scores),
-        w + beta * _mean_of_products(delta, phi),
-    )
+    values = _values(phi, w)
+    return _actor_and_critic(lam, w, phi, rewards, scores, discount, alpha, beta, values, delta)
 
 
 def reinforce_update(
@@ -430,8 +333,7 @@ def reinforce_update(
 ) -> tuple[Tensor, Tensor]:
     """Take one step of REINFORCE with baseline (Sutton and Barto, 2018, section 13.4).
 
-    A window counts as an episode: returns end with it, and nothing is bootstrapped. Arguments as
-    in :func:`actor_critic_update`, without `phi_v_next`.
+    A window counts as an episode: returns end with it, and nothing is bootstrapped.
 
     Returns
     -------
@@ -441,33 +343,20 @@ def reinforce_update(
     w : Tensor, shape (B, d)
         w + (beta / n) sum_i e_i phi_V(s_i).
     """
-    check_tensors(
-        w=(w, "B d"),
-        phi_v=(phi_v, "B n d"),
-        rewards=(rewards, "B n"),
-        lam=(lam, "B m"),
-        scores=(scores, "B n m"),
-    )
+    check_tensors(w=(w, "B d"), phi_v=(phi_v, "B n d"), rewards=(rewards, "B n"))
     check_discount(discount, rewards)
-    check_number("alpha", alpha, above=0)
-    check_number("beta", beta, above=0)
     returns = [torch.zeros_like(rewards[:, :1])]
     gammas = _of_each_transition(discount, rewards.shape[1])
     for reward, gamma in zip(reversed(rewards.split(1, 1)), reversed(gammas), strict=True):
         returns.append(reward + gamma * returns[-1])
     errors = torch.cat(returns[:0:-1], 1) - _values(phi_v, w)
-    return (
-        lam + alpha * _mean_of_products(_since_start(rewards, discount) * errors, scores),
-        w + beta * _mean_of_products(errors, phi_v),
-    )
+    return _actor_and_critic(lam, w, phi_v, rewards, scores, discount, alpha, beta, errors, errors)
 
 
 def td_system(
     phi: Tensor, phi_next: Tensor, rewards: Tensor, discount: Discount
 ) -> tuple[Tensor, Tensor]:
     """Return the A and b by which batch TD and SARSA are affine: w' = w + alpha (b - A w).
-
-    Arguments as in :func:`sarsa_update`.
 
     Returns
     -------
@@ -489,20 +378,16 @@ def least_squares_td(
     """Solve the equations of least-squares TD as repeated updates from `w` would.
 
     With A and b of :func:`td_system` it returns the solution of A w = b that differs from the given
-    w by a combination of phi_0, ..., phi_{n-1}. If A is regular this is LSTD (Bradtke and Barto,
-    1996), whatever w is. If it is not, as for n < d, directions that no phi_i sees keep their w.
-    Arguments as in :func:`sarsa_update`.
-
-    Returns
-    -------
-    Tensor, shape (B, d)
-        The limit of infinitely many SARSA (or TD) updates on this window, where there is one.
+    w by a combination of phi_0, ..., phi_{n-1}, shape (B, d): the limit of infinitely many SARSA
+    (or TD) updates on this window, where there is one. If A is regular this is LSTD (Bradtke and
+    Barto, 1996), whatever w is. If it is not, as for n < d, directions that no phi_i sees keep
+    their w.
 
     Raises
     ------
     ValueError
-        If shapes, dtypes or devices disagree, a number is out of range, or the equations of some
-        window are singular, or so nearly that rounding `phi` and `phi_next` could make them so.
+        If an argument is wrong, or the equations of some window are singular, or so nearly that
+        rounding `phi` and `phi_next` could make them so.
     """
     errors = td_errors(w, phi, phi_next, rewards, discount)
     n, d = phi.shape[1:]
@@ -517,12 +402,6 @@ def least_squares_td(
     if not (error < 1).all():
         raise ValueError("phi, phi_next: the equations of least-squares TD are singular")
     return w + (gain @ errors.unsqueeze(-1)).squeeze(-1)
-
-
-def _td_errors(
-    w: Tensor, phi: Tensor, phi_next: Tensor, rewards: Tensor, discount: Discount
-) -> Tensor:
-    return rewards + discount * _values(phi_next, w) - _values(phi, w)
 
 
 def _values(phi: Tensor, w: Tensor) -> Tensor:
@@ -540,6 +419,20 @@ def _next_values(
     check_discount(discount, rewards)
     check_number("alpha", alpha, above=0)
     return (phi_next @ w[:, None, :, None]).squeeze(-1)
+
+
+def _actor_and_critic(
+    lam: Tensor, w: Tensor, phi: Tensor, rewards: Tensor, scores: Tensor, discount: Discount,
+    alpha: float, beta: float, praise: Tensor, errors: Tensor,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Move the actor by the mean of gamma^i praise_i g_i, the critic by that of errors_i phi_i."""
+    check_tensors(rewards=(rewards, "B n"), lam=(lam, "B m"), scores=(scores, "B n m"))
+    for name, value in (("alpha", alpha), ("beta", beta)):
+        check_number(name, value, above=0)
+    praise = _since_start(rewards, discount) * praise
+    return lam + alpha * _mean_of_products(praise, scores), w + beta * _mean_of_products(
+        errors, phi
+    )
 
 
 def _of_each_transition(discount: Discount, n: int) -> Sequence[float | Tensor]:
