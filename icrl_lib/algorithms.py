@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from icrl_lib import constructions, prompts, teachers
-from icrl_lib.attention import linear_self_attention, split
+from icrl_lib.attention import Weights, linear_self_attention, split
 from icrl_lib.checks import check_indices, check_tensors, settle_counts, settle_numbers
 from icrl_lib.features import Law, random_features
 from icrl_lib.mdps import TabularMDP
@@ -43,7 +44,7 @@ class Algorithm(abc.ABC):
 
     @abc.abstractmethod
     def draw_features(
-        self, mdp: TabularMDP, generator: torch.Generator, law: Law = random_features
+        self, mdp: TabularMDP, generator: Generator, law: Law = random_features
     ) -> Any:
         """Draw features for the states and actions of `mdp`, their entries by `law`."""
 
@@ -67,9 +68,7 @@ class Algorithm(abc.ABC):
         """Return the teacher's updated parameters (B, p)."""
 
     @abc.abstractmethod
-    def construction(
-        self, c: float = 1.0, dtype: torch.dtype = torch.float32
-    ) -> tuple[Tensor, Tensor]:
+    def construction(self, c: float = 1.0, dtype: torch.dtype = torch.float32) -> Weights:
         """Return weights (P, V), each (D, D), whose forward pass is the teacher's update."""
 
     def blocks(self, c: float = 1.0, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
@@ -77,7 +76,7 @@ class Algorithm(abc.ABC):
         return split(*self.construction(c, dtype), self.n_parameters)[:2]
 
     def draw_parameters(
-        self, batch: int, generator: torch.Generator, dtype: torch.dtype = torch.float32
+        self, batch: int, generator: Generator, dtype: torch.dtype = torch.float32
     ) -> Tensor:
         """Draw parameters (B, p) with entries uniform on (-1, 1)."""
         return random_features(batch, self.n_parameters, generator=generator, dtype=dtype)
@@ -96,14 +95,8 @@ class Algorithm(abc.ABC):
 class SARSA(Algorithm):
     """Linear SARSA with epsilon-greedy behaviour; the features are phi, (B, S, A, d).
 
-    Parameters
-    ----------
-    d : int
-        Number of features.
-    alpha : float
-        Step size.
-    epsilon : float
-        Probability of a uniform action.
+    `d` is the number of features, `alpha` the step size, `epsilon` the probability of a uniform
+    action.
     """
 
     name: ClassVar[str] = "sarsa"
@@ -125,7 +118,7 @@ class SARSA(Algorithm):
         return prompts.sarsa_layout(self.d)
 
     def draw_features(
-        self, mdp: TabularMDP, generator: torch.Generator, law: Law = random_features
+        self, mdp: TabularMDP, generator: Generator, law: Law = random_features
     ) -> Tensor:
         shape = (mdp.batch, mdp.n_states, mdp.n_actions, self.d)
         return law(*shape, generator=generator, dtype=mdp.transition.dtype)
@@ -144,22 +137,12 @@ class SARSA(Algorithm):
     def teach(self, parameters: Tensor, observation: tuple) -> Tensor:
         return teachers.sarsa_update(parameters, *observation, self.alpha)
 
-    def construction(
-        self, c: float = 1.0, dtype: torch.dtype = torch.float32
-    ) -> tuple[Tensor, Tensor]:
+    def construction(self, c: float = 1.0, dtype: torch.dtype = torch.float32) -> Weights:
         return constructions.sarsa(self.d, self.alpha, c, dtype)
 
 
 class ActorCriticFeatures(NamedTuple):
-    """Features of policy and values.
-
-    Attributes
-    ----------
-    policy : Tensor, shape (B, S, A, m)
-        phi_pi(s, a).
-    value : Tensor, shape (B, S, d)
-        phi_V(s).
-    """
+    """Features of policy and values: phi_pi(s, a), (B, S, A, m), and phi_V(s), (B, S, d)."""
 
     policy: Tensor
     value: Tensor
@@ -167,19 +150,16 @@ class ActorCriticFeatures(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ActorCritic(Algorithm):
-    """Actor-critic with a linear softmax policy and linear state values.
+    """Actor-critic with a linear softmax policy of m features and linear state values of d.
 
-    Parameters
-    ----------
-    d, m : int
-        Numbers of value features and of policy features.
-    alpha, beta : float
-        Step sizes of actor and critic.
-    epsilon : float
-        Probability of a uniform action; the score is that of the softmax policy without it.
+    `alpha` and `beta` are the step sizes of actor and critic, `epsilon` the probability of a
+    uniform action; the score is that of the softmax policy without it.
     """
 
     name: ClassVar[str] = "actor_critic"
+    _update: ClassVar[Callable[..., tuple[Tensor, Tensor]]] = staticmethod(
+        teachers.actor_critic_update
+    )
     d: int = 9
     m: int = 36
     alpha: float = 0.2
@@ -200,14 +180,12 @@ class ActorCritic(Algorithm):
         return prompts.actor_critic_layout(self.d, self.m)
 
     def draw_features(
-        self, mdp: TabularMDP, generator: torch.Generator, law: Law = random_features
+        self, mdp: TabularMDP, generator: Generator, law: Law = random_features
     ) -> ActorCriticFeatures:
-        dtype = mdp.transition.dtype
-        pairs, states = (mdp.n_states, mdp.n_actions, self.m), (mdp.n_states, self.d)
-        return ActorCriticFeatures(
-            policy=law(mdp.batch, *pairs, generator=generator, dtype=dtype),
-            value=law(mdp.batch, *states, generator=generator, dtype=dtype),
-        )
+        (batch, n_states, n_actions, _), dtype = mdp.transition.shape, mdp.transition.dtype
+        policy = law(batch, n_states, n_actions, self.m, generator=generator, dtype=dtype)
+        value = law(batch, n_states, self.d, generator=generator, dtype=dtype)
+        return ActorCriticFeatures(policy, value)
 
     def policy(
         self, features: ActorCriticFeatures, parameters: Tensor, epsilon: float | None = None
@@ -233,17 +211,14 @@ class ActorCritic(Algorithm):
 
     def teach(self, parameters: Tensor, observation: tuple) -> Tensor:
         lam, w = self.split(parameters)
-        updated = teachers.actor_critic_update(lam, w, *observation, self.alpha, self.beta)
-        return torch.cat(updated, -1)
+        return torch.cat(self._update(lam, w, *observation, self.alpha, self.beta), -1)
 
     def split(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
         """Return lambda (B, m) and w (B, d)."""
         check_tensors(parameters=(parameters, f"B {self.n_parameters}"))
         return parameters[:, : self.m], parameters[:, self.m :]
 
-    def construction(
-        self, c: float = 1.0, dtype: torch.dtype = torch.float32
-    ) -> tuple[Tensor, Tensor]:
+    def construction(self, c: float = 1.0, dtype: torch.dtype = torch.float32) -> Weights:
         return constructions.actor_critic(self.d, self.m, self.alpha, self.beta, c, dtype)
 
 
@@ -267,16 +242,11 @@ def _linear(features: Tensor, parameters: Tensor) -> Tensor:
     if not isinstance(features, Tensor) or features.ndim != 4:
         raise ValueError(f"features: expected a tensor (B, S, A, d), got {features!r:.80}")
     # Either may be the wrong one: features of another batch or size, or parameters.
-    for what, one, other in (
-        ("batch size B", features.shape[0], parameters.shape[0]),
-        ("number d", features.shape[-1], parameters.shape[-1]),
-        ("dtype", features.dtype, parameters.dtype),
-    ):
+    described = ((*t.shape[:: t.ndim - 1], t.dtype) for t in (parameters, features))
+    for what, one, other in zip(("batch size B", "number d", "dtype"), *described, strict=True):
         if one != other:
-            raise ValueError(
-                f"parameters, features: expected one {what}, "
-                f"got {other} of parameters and {one} of features"
-            )
+            given = f"{one} of parameters and {other} of features"
+            raise ValueError(f"parameters, features: expected one {what}, got {given}")
     pairs = features.flatten(1, 2)  # (B, S A, d); a row times a matrix is faster than the converse
     return (parameters.unsqueeze(1) @ pairs.mT).reshape(features.shape[:-1])
 

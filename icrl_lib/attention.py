@@ -10,6 +10,9 @@ from torch import Tensor
 from icrl_lib.checks import check_count, check_number, check_tensors
 from icrl_lib.prompts import parameter_column
 
+Weights = tuple[Tensor, Tensor]
+"""P and V of one block, each (D, D)."""
+
 
 def linear_self_attention(H: Tensor, P: Tensor, V: Tensor) -> Tensor:
     """Apply one block of linear self-attention with a residual connection (eq. 1).
@@ -17,11 +20,9 @@ def linear_self_attention(H: Tensor, P: Tensor, V: Tensor) -> Tensor:
     Parameters
     ----------
     H : Tensor, shape (B, D, n + 1)
-        Prompts, one token a column.
-    P : Tensor, shape (D, D)
-        Query and key weights in one matrix.
-    V : Tensor, shape (D, D)
-        Value weights.
+        Prompts, one token a column, the parameters last.
+    P, V : Tensor, shape (D, D)
+        Query and key weights in one matrix, and value weights.
 
     Returns
     -------
@@ -47,15 +48,11 @@ class Blocks(NamedTuple):
 
     Attributes
     ----------
-    P12 : Tensor, shape (k, 1 + p)
-        Upper right block of P: token meets parameter column.
-    V21 : Tensor, shape (p, k)
-        Lower left block of V, its first row dropped: token to parameters. Written V-bar in the
-        paper.
-    P22 : Tensor, shape (1 + p, 1 + p)
-        Lower right block of P: the parameter column meets itself.
-    V22 : Tensor, shape (p, 1 + p)
-        Lower right block of V, its first row dropped.
+    P12, P22 : Tensor, shape (k, 1 + p) and (1 + p, 1 + p)
+        Right blocks of P: token meets parameter column, and the parameter column itself.
+    V21, V22 : Tensor, shape (p, k) and (p, 1 + p)
+        Lower blocks of V, their first row dropped: from token and from parameter column to
+        parameters. The paper writes V-bar for V21.
     """
 
     P12: Tensor
@@ -76,7 +73,7 @@ def split(P: Tensor, V: Tensor, n_parameters: int) -> Blocks:
     return Blocks(P[:k, k:], V[k + 1 :, :k], P[k:, k:], V[k + 1 :, k:])
 
 
-def join(P12: Tensor, V21: Tensor) -> tuple[Tensor, Tensor]:
+def join(P12: Tensor, V21: Tensor) -> Weights:
     """Place P12 (k, 1 + p) and V21 (p, k) in matrices P and V (D, D) that are zero elsewhere."""
     sizes = check_tensors(V21=(V21, "p k"), P12=(P12, "k columns"))
     k, p = sizes["k"], sizes["p"]
@@ -111,8 +108,8 @@ def reduced_update(
     Returns
     -------
     Tensor, shape (B, p)
-        With w~ = [1; parameters]:
-        parameters + V21 (1/n) sum_i x_i x_i^T P12 w~ + (1/n) V22 w~ (w~^T P22 w~).
+        With w~ = [1; parameters]: parameters + V21 (1/n) sum_i x_i x_i^T P12 w~ + (1/n) V22 w~
+        (w~^T P22 w~).
     """
     sizes = check_tensors(
         tokens=(tokens, "B n k"), parameters=(parameters, "B p"), V21=(V21, "p k"), P12=(P12, "k q")
@@ -140,7 +137,7 @@ def softmax_attention(
     """Apply one block of softmax self-attention, any number of heads, with a residual connection.
 
     The scores of eq. 1 become weights: column by column, a softmax over the columns attended to
-    takes the place of the factor 1 / n.
+    takes the place of the factor 1 / n. Raises as :func:`linear_self_attention` does.
 
     Parameters
     ----------
@@ -157,11 +154,6 @@ def softmax_attention(
     -------
     Tensor, shape (B, D, n + 1)
         H + sum over heads of (V H) softmax(H^T P H / tau), each column of weights summing to 1.
-
-    Raises
-    ------
-    ValueError
-        If shapes, dtypes or devices disagree, H has a single column, or tau is not positive.
     """
     sizes = check_tensors(P=(P, "heads D D"), V=(V, "heads D D"), H=(H, "B D columns"))
     check_number("temperature", temperature, above=0)
@@ -185,28 +177,16 @@ def softmax_update(
 ) -> Tensor:
     """Compute what softmax heads write to the parameters, without building H.
 
-    The counterpart of :func:`reduced_update`, with a leading axis for heads. Without P22 and V22
-    the parameter column is masked; with them it is attended to, as the anchor.
-
-    Parameters
-    ----------
-    tokens : Tensor, shape (B, n, k)
-        The tokens x_i.
-    parameters : Tensor, shape (B, p)
-        The current parameters.
-    P12, V21 : Tensor, shape (heads, k, 1 + p) and (heads, p, k)
-        The blocks of :class:`Blocks`, head by head.
-    P22, V22 : Tensor, shape (heads, 1 + p, 1 + p) and (heads, p, 1 + p), optional
-        Score and value of the parameter column; both or neither.
-    temperature : float
-        Positive number tau by which scores are divided.
+    The counterpart of :func:`reduced_update`, whose blocks get a leading axis for heads, at
+    `temperature` tau. Without P22 and V22 the parameter column is masked; with them it is attended
+    to, as the anchor.
 
     Returns
     -------
     Tensor, shape (B, p)
-        With w~ = [1; parameters] and p_i the softmax of the scores x_i^T P12 w~ / tau:
-        parameters + sum over heads of sum_i p_i V21 x_i. With an anchor the softmax includes the
-        score w~^T P22 w~ / tau, whose weight multiplies V22 w~.
+        With w~ = [1; parameters] and p_i the softmax of the scores x_i^T P12 w~ / tau: parameters +
+        sum over heads of sum_i p_i V21 x_i. With an anchor the softmax includes the score w~^T P22
+        w~ / tau, whose weight multiplies V22 w~.
     """
     sizes = check_tensors(
         tokens=(tokens, "B n k"),
@@ -238,22 +218,11 @@ def softmax_update(
 
 
 def iterate(H: Tensor, P: Tensor, V: Tensor, passes: int) -> Tensor:
-    """Apply one block several times: a transformer of depth `passes` whose layers share weights.
+    """Apply a block `passes` = L >= 1 times: a transformer whose layers share the weights P and V.
 
-    Parameters
-    ----------
-    H : Tensor, shape (B, D, n + 1)
-        Prompts, one token a column.
-    P, V : Tensor, shape (D, D)
-        Weights of every layer.
-    passes : int
-        Number L of applications, at least 1.
-
-    Returns
-    -------
-    Tensor, shape (B, D, n + 1)
-        What the last layer writes. With P12 and V21 alone different from zero the token columns
-        are those of H, and the parameters have been updated L times on one window.
+    Prompts H are (B, D, n + 1), as is what the last layer writes. With P12 and V21 alone different
+    from zero the token columns stay as they are, and the parameters are updated L times on one
+    window.
     """
     check_count("passes", passes)
     for _ in range(passes):

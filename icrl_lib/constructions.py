@@ -9,22 +9,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from icrl_lib.attention import join
+from icrl_lib.attention import Weights, join
 from icrl_lib.checks import check_count, check_dtype, check_instance, check_number, check_tensors
 from icrl_lib.prompts import Layout
 
 
-def sarsa(
-    d: int, alpha: float, c: float = 1.0, dtype: torch.dtype = torch.float32
-) -> tuple[Tensor, Tensor]:
+def sarsa(d: int, alpha: float, c: float = 1.0, dtype: torch.dtype = torch.float32) -> Weights:
     """Return weights that perform batch SARSA (Theorem 3.1, eq. 5).
 
     Parameters
     ----------
-    d : int
-        Number of features.
-    alpha : float
-        Step size, above 0.
+    d, alpha
+        Number of features, and step size, above 0.
     c : float
         Free scale, not 0: (c P*, V* / c) computes the same update for every c.
     dtype : torch.dtype
@@ -51,19 +47,11 @@ def sarsa(
 
 def actor_critic(
     d: int, m: int, alpha: float, beta: float, c: float = 1.0, dtype: torch.dtype = torch.float32
-) -> tuple[Tensor, Tensor]:
+) -> Weights:
     """Return weights that perform batch actor-critic (Theorem 3.3, eq. 14).
 
-    Parameters
-    ----------
-    d, m : int
-        Numbers of value features and of policy features.
-    alpha, beta : float
-        Step sizes of actor and critic, above 0.
-    c : float
-        Free scale, not 0.
-    dtype : torch.dtype
-        Floating-point type of the result.
+    There are `d` value features and `m` policy features, with steps `alpha` of the actor and `beta`
+    of the critic, above 0; `c` and `dtype` as of :func:`sarsa`.
 
     Returns
     -------
@@ -94,7 +82,7 @@ def one_head(
     writes: Mapping[tuple[str, str], float],
     c: float = 1.0,
     dtype: torch.dtype = torch.float32,
-) -> tuple[Tensor, Tensor]:
+) -> Weights:
     """Return weights that add (1/n) sum_i (x_i^T A [1; p]) B x_i to the parameters p.
 
     A and B consist of multiples of the identity, one for each pair of slots that is named.
@@ -107,10 +95,8 @@ def one_head(
         What each slot of the token is multiplied with: the blocks of A, which becomes P12.
     writes : mapping of (parameter slot, token slot) to float
         What is added to each slot of the parameters: the blocks of B, which becomes V21.
-    c : float
-        Free scale, not 0.
-    dtype : torch.dtype
-        Floating-point type of the result.
+    c, dtype
+        As of :func:`sarsa`.
 
     Returns
     -------
@@ -145,10 +131,8 @@ def one_head(
                     raise ValueError(f"{name}: expected one of {', '.join(known)}; got {slot!r}")
             target = block[rows[row], columns[column]]
             if target.shape[0] != target.shape[1]:
-                sizes = " and ".join(str(size) for size in target.shape)
-                raise ValueError(
-                    f"{name}: expected slots of one size, got {row!r} and {column!r} of {sizes}"
-                )
+                given = f"{row!r} and {column!r} of {len(target)} and {len(target.mT)}"
+                raise ValueError(f"{name}: expected slots of one size, got {given}")
             target.diagonal().fill_(coefficient)
     return c * P, V / c
 
@@ -167,15 +151,12 @@ class Projection(NamedTuple):
 
     Attributes
     ----------
-    c : float
-        Scale of the nearest point of the manifold.
-    distance : float
-        Frobenius distance to that point.
+    c, distance : float
+        Scale of the nearest point of the manifold, and Frobenius distance to it.
     cosine : float
         Cosine of the angle to that point, P and V read as one vector.
     stray : float
-        Largest absolute entry where P* and V* are zero, relative to the largest entry of its
-        own matrix.
+        Largest absolute entry where P* and V* are zero, relative to the largest of its own matrix.
     """
 
     c: float

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import ClassVar, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from icrl_lib import constructions, prompts, teachers
 from icrl_lib.algorithms import (
@@ -23,6 +23,7 @@ from icrl_lib.algorithms import (
     at_pairs,
     at_states,
 )
+from icrl_lib.attention import Weights
 from icrl_lib.checks import check_discount, settle_counts, settle_numbers
 from icrl_lib.features import Law, random_features
 from icrl_lib.mdps import TabularMDP
@@ -31,40 +32,32 @@ from icrl_lib.policies import Window, explore, random_policy
 Slots = Mapping[tuple[str, str], float]
 
 
+TD_ERROR = {(r"\phi", "w"): -1.0, (r"\gamma\phi^+", "w"): 1.0, ("r", "1"): 1.0}
+"""The TD error as a number; phi meets -w, gamma phi+ meets w, and the reward meets 1."""
+
+
 class OneHead(Algorithm):
     """An algorithm whose weights are given slot by slot, as `constructions.one_head` takes them."""
 
     @property
-    @abc.abstractmethod
     def meets(self) -> Slots:
-        """What each slot of a token is multiplied with."""
+        """What each slot of a token is multiplied with; by default their sum is the TD error."""
+        return TD_ERROR
 
     @property
     @abc.abstractmethod
     def writes(self) -> Slots:
         """Which slot of a token is added to which parameters."""
 
-    def construction(
-        self, c: float = 1.0, dtype: torch.dtype = torch.float32
-    ) -> tuple[Tensor, Tensor]:
+    def construction(self, c: float = 1.0, dtype: torch.dtype = torch.float32) -> Weights:
         return constructions.one_head(self.layout, self.meets, self.writes, c, dtype)
 
 
-TD_ERROR = {(r"\phi", "w"): -1.0, (r"\gamma\phi^+", "w"): 1.0, ("r", "1"): 1.0}
-"""The TD error as a number; phi meets -w, gamma phi+ meets w, and the reward meets 1."""
-
-
 class EvaluationFeatures(NamedTuple):
-    """Features of states, and the policies that policy evaluation is about.
+    """Features phi_V(s) of states, `value` (B, S, d), and what policy evaluation is about.
 
-    Attributes
-    ----------
-    value : Tensor, shape (B, S, d)
-        phi_V(s).
-    behaviour : Tensor, shape (B, S, A)
-        The policy that acts.
-    target : Tensor, shape (B, S, A)
-        The policy whose values are wanted.
+    That is the policy that acts, `behaviour` (B, S, A), and the one whose values are wanted,
+    `target`.
     """
 
     value: Tensor
@@ -76,14 +69,8 @@ class EvaluationFeatures(NamedTuple):
 class TD(OneHead):
     """TD(0): the state values of a policy that stays as it is.
 
-    Tokens are SARSA's with features of states, and so are the weights.
-
-    Parameters
-    ----------
-    d : int
-        Number of features of a state.
-    alpha : float
-        Step size.
+    Tokens are SARSA's with the `d` features of states, and so are the weights; `alpha` is the step
+    size.
     """
 
     name: ClassVar[str] = "td"
@@ -103,21 +90,17 @@ class TD(OneHead):
         return prompts.sarsa_layout(self.d)
 
     @property
-    def meets(self) -> Slots:
-        return TD_ERROR
-
-    @property
     def writes(self) -> Slots:
         return {("w", r"\phi"): self.alpha}
 
     def draw_features(
-        self, mdp: TabularMDP, generator: torch.Generator, law: Law = random_features
+        self, mdp: TabularMDP, generator: Generator, law: Law = random_features
     ) -> EvaluationFeatures:
         value = self._draw_value_features(mdp, generator, law)
         policy = random_policy(mdp, generator)
         return EvaluationFeatures(value, policy, policy)
 
-    def _draw_value_features(self, mdp: TabularMDP, generator: torch.Generator, law: Law) -> Tensor:
+    def _draw_value_features(self, mdp: TabularMDP, generator: Generator, law: Law) -> Tensor:
         dtype = mdp.transition.dtype
         return law(mdp.batch, mdp.n_states, self.d, generator=generator, dtype=dtype)
 
@@ -149,7 +132,7 @@ class OffPolicyTD(TD):
     name: ClassVar[str] = "off_policy_td"
 
     def draw_features(
-        self, mdp: TabularMDP, generator: torch.Generator, law: Law = random_features
+        self, mdp: TabularMDP, generator: Generator, law: Law = random_features
     ) -> EvaluationFeatures:
         value = self._draw_value_features(mdp, generator, law)
         behaviour = explore(random_policy(mdp, generator), 0.5)  # so that no ratio exceeds 2 A
@@ -174,10 +157,6 @@ class ResidualGradient(OneHead, SARSA):
     """Descent on the mean squared TD error: the vector is alpha (phi - gamma phi+)."""
 
     name: ClassVar[str] = "residual_gradient"
-
-    @property
-    def meets(self) -> Slots:
-        return TD_ERROR
 
     @property
     def writes(self) -> Slots:
@@ -262,10 +241,6 @@ class SARSALambda(OneHead, SARSA):
         return prompts.Layout((*token, ("z", self.d)), parameter)
 
     @property
-    def meets(self) -> Slots:
-        return TD_ERROR
-
-    @property
     def writes(self) -> Slots:
         return {("w", "z"): self.alpha}
 
@@ -282,12 +257,8 @@ class SARSALambda(OneHead, SARSA):
 class DifferentialSARSA(OneHead, SARSA):
     """Differential SARSA, for the average reward: parameters [r-bar; w], and no discount.
 
-    An average over time counts the restart of an episode as a step. Its token moves r-bar, not w.
-
-    Parameters
-    ----------
-    beta : float
-        Step size of the average reward.
+    An average over time counts the restart of an episode as a step. Its token moves r-bar, by the
+    step size `beta`, not w.
     """
 
     name: ClassVar[str] = "differential_sarsa"
@@ -328,10 +299,8 @@ class DifferentialSARSA(OneHead, SARSA):
         return torch.cat([phi, phi_next, rewards, torch.ones_like(rewards)], -1)
 
     def teach(self, parameters: Tensor, observation: tuple) -> Tensor:
-        average_reward, w = parameters[:, :1], parameters[:, 1:]
-        updated = teachers.differential_sarsa_update(
-            average_reward, w, *observation, self.alpha, self.beta
-        )
+        own = parameters[:, :1], parameters[:, 1:]  # r-bar, w
+        updated = teachers.differential_sarsa_update(*own, *observation, self.alpha, self.beta)
         return torch.cat(updated, -1)
 
 
@@ -344,24 +313,16 @@ class QActorCritic(OneHead, ActorCritic):
     """
 
     name: ClassVar[str] = "q_actor_critic"
+    _update = staticmethod(teachers.q_actor_critic_update)
     d: int = 36
 
     @property
     def layout(self) -> prompts.Layout:
+        token, _ = prompts.sarsa_layout(self.d)
         return prompts.Layout(
-            token=(
-                (r"\phi", self.d),
-                (r"\gamma\phi^+", self.d),
-                ("r", 1),
-                (r"\phi'", self.d),
-                (r"\gamma^i g_\lambda", self.m),
-            ),
-            parameter=(("1", 1), (r"\lambda", self.m), ("w", self.d)),
+            (*token, (r"\phi'", self.d), (r"\gamma^i g_\lambda", self.m)),
+            (("1", 1), (r"\lambda", self.m), ("w", self.d)),
         )
-
-    @property
-    def meets(self) -> Slots:
-        return TD_ERROR
 
     @property
     def writes(self) -> Slots:
@@ -369,14 +330,13 @@ class QActorCritic(OneHead, ActorCritic):
         return {(r"\lambda", r"\gamma^i g_\lambda"): alpha, ("w", r"\phi'"): beta}
 
     def draw_features(
-        self, mdp: TabularMDP, generator: torch.Generator, law: Law = random_features
+        self, mdp: TabularMDP, generator: Generator, law: Law = random_features
     ) -> ActorCriticFeatures:
         """Draw features of policy and of action values, (B, S, A, m) and (B, S, A, d)."""
         pairs, dtype = (mdp.n_states, mdp.n_actions), mdp.transition.dtype
-        return ActorCriticFeatures(
-            policy=law(mdp.batch, *pairs, self.m, generator=generator, dtype=dtype),
-            value=law(mdp.batch, *pairs, self.d, generator=generator, dtype=dtype),
-        )
+        policy = law(mdp.batch, *pairs, self.m, generator=generator, dtype=dtype)
+        value = law(mdp.batch, *pairs, self.d, generator=generator, dtype=dtype)
+        return ActorCriticFeatures(policy, value)
 
     def observe(self, features: ActorCriticFeatures, parameters: Tensor, window: Window) -> tuple:
         phi = at_pairs(features.value, window.states, window.actions, window.terminal)
@@ -393,17 +353,13 @@ class QActorCritic(OneHead, ActorCritic):
         actor = torch.cat([-phi, silent, scores], -1)  # -phi meets -w: the number is q(s, a)
         return torch.cat([critic, actor], 1)  # (B, 2 n, k)
 
-    def teach(self, parameters: Tensor, observation: tuple) -> Tensor:
-        lam, w = self.split(parameters)
-        updated = teachers.q_actor_critic_update(lam, w, *observation, self.alpha, self.beta)
-        return torch.cat(updated, -1)
-
 
 @dataclasses.dataclass(frozen=True)
 class Reinforce(OneHead, ActorCritic):
     """REINFORCE with baseline: the token carries the return from there to the window's end."""
 
     name: ClassVar[str] = "reinforce"
+    _update = staticmethod(teachers.reinforce_update)
 
     @property
     def layout(self) -> prompts.Layout:
@@ -431,20 +387,12 @@ class Reinforce(OneHead, ActorCritic):
         powers = prompts.since_start(discount, rewards).unsqueeze(-1)
         return torch.cat([phi_v, returns, powers * scores], -1)
 
-    def teach(self, parameters: Tensor, observation: tuple) -> Tensor:
-        lam, w = self.split(parameters)
-        updated = teachers.reinforce_update(lam, w, *observation, self.alpha, self.beta)
-        return torch.cat(updated, -1)
-
 
 @dataclasses.dataclass(frozen=True)
 class QLearning(SARSA):
-    """Q-learning with tokens that carry the next features of every action. It fits in no head.
+    """Q-learning with tokens that carry the next features of every one of `n_actions` actions.
 
-    Parameters
-    ----------
-    n_actions : int
-        Number A of actions, each with a slot of its own.
+    It fits in no head.
     """
 
     name: ClassVar[str] = "q_learning"
@@ -462,8 +410,8 @@ class QLearning(SARSA):
         return prompts.Layout((phi, *every, reward), parameter)
 
     def observe(self, features: Tensor, parameters: Tensor, window: Window) -> tuple:
-        if features.shape[2] != self.n_actions:
-            n_actions = features.shape[2]
+        n_actions = features.shape[2]
+        if n_actions != self.n_actions:
             raise ValueError(f"n_actions: expected the MDPs' {n_actions}, got {self.n_actions}")
         states, actions = window.states, window.actions
         phi = at_pairs(features, states[:, :-1], actions[:, :-1], window.terminal)
@@ -478,9 +426,7 @@ class QLearning(SARSA):
     def teach(self, parameters: Tensor, observation: tuple) -> Tensor:
         return teachers.q_learning_update(parameters, *observation, self.alpha)
 
-    def construction(
-        self, c: float = 1.0, dtype: torch.dtype = torch.float32
-    ) -> tuple[Tensor, Tensor]:
+    def construction(self, c: float = 1.0, dtype: torch.dtype = torch.float32) -> Weights:
         """Raise an error: a head is affine in the parameters, and the largest of values is not."""
         raise NotImplementedError("no weights of one head perform Q-learning")
 
