@@ -19,9 +19,8 @@ def check_tensors(**arguments: tuple[torch.Tensor, str]) -> dict[str, int]:
     Parameters
     ----------
     **arguments : tuple of (tensor, str)
-        For each argument its value and its shape as space-separated axis names, for example
-        ``w=(w, "B d")``. An axis name stands for one size wherever it occurs; a number stands
-        for itself.
+        For each argument its value and its shape as space-separated axis names, for example ``w=(w,
+        "B d")``. An axis name stands for one size wherever it occurs; a number stands for itself.
 
     Returns
     -------
@@ -31,9 +30,8 @@ def check_tensors(**arguments: tuple[torch.Tensor, str]) -> dict[str, int]:
     Raises
     ------
     ValueError
-        If an argument is no tensor of float32 or float64, has another shape, is empty, holds NaN
-        or infinity, or differs from the first argument in dtype or device. The message names the
-        argument, what was expected and what was given.
+        If an argument is no tensor as `check_tensor` wants it, has another shape, or differs from
+        the first in dtype or device. The message names it, what was expected and what was given.
     """
     sizes: dict[str, tuple[int, str]] = {}
     reference: tuple[str, torch.Tensor] | None = None

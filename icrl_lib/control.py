@@ -21,10 +21,8 @@ class Improvement(NamedTuple):
     ----------
     updates : Tensor of int64, shape (K,)
         Numbers of in-context updates at which the policies were kept; the first is 0.
-    policies : Tensor, shape (K, B, S, A)
-        Action probabilities after that many updates.
-    parameters : Tensor, shape (B, p)
-        Parameters after the last update.
+    policies, parameters : Tensor, shape (K, B, S, A) and (B, p)
+        Action probabilities after that many updates, and parameters after the last.
     """
 
     updates: Tensor
@@ -53,33 +51,16 @@ def improve(
 
     Parameters
     ----------
-    algorithm : Algorithm
-        Says how parameters act and what a window shows.
-    mdp : TabularMDP
-        B MDPs.
-    features : Any
-        What ``algorithm.draw_features`` returned.
-    parameters : Tensor, shape (B, p)
-        Parameters to begin with.
-    update : callable
-        ``algorithm.teach``, ``run.update`` for what was trained, or
-        ``functools.partial(algorithm.forward, P=P, V=V)`` for a block with weights P and V.
-    n_updates : int
-        Number of windows, each followed by one update.
-    window : int
-        Transitions in a window.
+    algorithm, mdp, features, parameters, update, generator
+        As of :func:`icrl_lib.loop.interact`, or ``functools.partial(algorithm.forward, P=P, V=V)``
+        as the update of a block with weights P and V.
+    n_updates, window : int
+        Number of windows, each followed by one update, and of transitions in each.
     keep_every : int
         Keep the policy after every so many updates.
     epsilon : float, optional
-        Exploration of the policies that are *kept*: 0 for greedy (or pure softmax) evaluation.
-        By default they are the behaviour policies themselves. Behaviour never changes.
-    generator : torch.Generator
-        Source of randomness.
-
-    Returns
-    -------
-    Improvement
-        The policies along the way.
+        Exploration of the policies that are *kept*: 0 for greedy (or pure softmax) evaluation. By
+        default they are the behaviour policies themselves. Behaviour never changes.
     """
     check_instance("algorithm", algorithm, Algorithm)
     check_instance("mdp", mdp, TabularMDP)
@@ -110,14 +91,9 @@ def exact_returns(mdp: TabularMDP, policies: Tensor) -> Tensor:
 
 
 class Levels(NamedTuple):
-    """What the worst and the best of learners get in each of B MDPs.
+    """What the best and the worst of learners get in each of B MDPs.
 
-    Attributes
-    ----------
-    oracle : Tensor, shape (B,)
-        Exact expected returns of an optimal policy.
-    random : Tensor, shape (B,)
-        Those of the uniform policy.
+    `oracle` (B,) are exact expected returns of an optimal policy, `random` (B,) of the uniform one.
     """
 
     oracle: Tensor
@@ -145,24 +121,15 @@ def monte_carlo_return(
     *,
     generator: torch.Generator,
 ) -> Tensor:
-    """Estimate the return of a policy from sampled trajectories, the paper's protocol.
+    """Estimate the return of a policy (B, S, A) from sampled trajectories, the paper's protocol.
 
-    Parameters
-    ----------
-    mdp : TabularMDP
-        B MDPs.
-    policy : Tensor, shape (B, S, A)
-        Action probabilities.
-    episodes, length : int
-        Trajectories per MDP, from the initial distribution, and transitions in each.
-    generator : torch.Generator
-        Source of randomness.
+    From the initial distribution `episodes` trajectories of `length` transitions begin in each MDP.
 
     Returns
     -------
     Tensor, shape (B,)
-        Mean over trajectories of sum_i gamma^i r_{i+1}, cut off after `length` rewards, or where
-        an episode ends.
+        Mean over trajectories of sum_i gamma^i r_{i+1}, cut off after `length` rewards, or where an
+        episode ends.
     """
     check_instance("mdp", mdp, TabularMDP)
     check_policy(mdp, policy)

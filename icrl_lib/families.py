@@ -34,18 +34,9 @@ F32 = torch.float32
 
 
 class Situation(NamedTuple):
-    """Where B agents begin.
+    """Where B agents begin: in B MDPs, with features in the form that the algorithm uses.
 
-    Attributes
-    ----------
-    mdp : TabularMDP
-        B MDPs.
-    features : Any
-        Their features, in the form that the algorithm uses.
-    parameters : Tensor, shape (B, p)
-        The first parameters.
-    state : Tensor of int64, shape (B,)
-        The first states.
+    Their first parameters are (B, p), their first states int64, (B,).
     """
 
     mdp: TabularMDP
@@ -58,12 +49,8 @@ class Situation(NamedTuple):
 class Family(abc.ABC):
     """What an experiment draws from; one of your own has to say no more than `draw`.
 
-    Write it as a frozen dataclass, so that a run can say what it was trained on.
-
-    Parameters
-    ----------
-    features : str
-        How the entries of features are drawn, one of `icrl_lib.features.FEATURES`.
+    Write it as a frozen dataclass, so that a run can say what it was trained on. `features` is how
+    the entries of features are drawn, one of `icrl_lib.features.FEATURES`.
     """
 
     features: str = "uniform"
@@ -112,10 +99,7 @@ class Family(abc.ABC):
 class RandomMDPs(Family):
     """The paper's family: all distributions uniform on the simplex, rewards on (-1, 1).
 
-    Parameters
-    ----------
-    n_states, n_actions, discount, reward
-        As in `icrl_lib.mdps.random_mdps`.
+    Its fields are arguments of `icrl_lib.mdps.random_mdps`.
     """
 
     n_states: int = 9
@@ -149,14 +133,10 @@ class Corridors(Family):
 
     Parameters
     ----------
-    cells : int
-        Number of states.
-    n_actions : int
-        At least 2.
-    slip : float
-        Probability that left and right change places.
-    jump : float
-        Probability of landing in any cell instead.
+    cells, n_actions : int
+        Numbers of states and of actions, both at least 2.
+    slip, jump : float
+        Probabilities that left and right change places, and of landing in any cell instead.
     toll : float
         What a step to the right costs, the last one excepted.
     start : str
@@ -216,10 +196,8 @@ class Grids(Family):
         Cells along a side.
     walls : float or str
         Share of cells that are walls, drawn for each grid; or "rooms", four rooms with doors.
-    slip : float
-        Probability that a random action is taken instead.
-    discount : float
-        The discount gamma, in [0, 1).
+    slip, discount : float
+        Probability that a random action is taken instead, and gamma, in [0, 1).
     """
 
     size: int = 5
@@ -289,13 +267,9 @@ class Grids(Family):
 class Listed(Family):
     """A list of MDPs, one or many, each drawn as often as any other.
 
-    Parameters
-    ----------
-    mdp : TabularMDP
-        The list, for example an imported world of Gymnasium (`icrl_lib.worlds`).
-    table : Any
-        Features of these MDPs, in the form that the algorithm uses; by default they are drawn
-        anew for every agent.
+    `mdp` is the list, for example an imported world of Gymnasium (`icrl_lib.worlds`). `table` holds
+    features of its MDPs in the form that the algorithm uses; by default they are drawn anew for
+    every agent.
     """
 
     mdp: TabularMDP
@@ -332,12 +306,7 @@ class Listed(Family):
 class Mixture(Family):
     """Several families, all with one number of states, of actions, and one discount.
 
-    Parameters
-    ----------
-    families : sequence of Family
-        What is mixed.
-    weights : sequence of float, optional
-        The probability of each; by default all are equal.
+    Each has a probability in `weights`; by default all are equal.
     """
 
     families: Sequence[Family]
@@ -396,14 +365,8 @@ class Mixture(Family):
 class Poor(Family):
     """A family in which everybody shares something: poor data, on which Assumption 1 fails.
 
-    Parameters
-    ----------
-    base : Family
-        What is drawn from otherwise.
-    one_mdp, one_map, one_start : bool
-        Whether all agents share one MDP, one feature map, the first parameters.
-    seed : int
-        Seed of what they share, which is the same in every draw.
+    All agents of `base` share one MDP (`one_mdp`), one feature map (`one_map`) or the first
+    parameters (`one_start`), drawn with `seed` and so the same in every draw.
     """
 
     base: Family

@@ -22,20 +22,11 @@ def random_features(
 
     Parameters
     ----------
-    batch : int
-        Number B of feature maps.
-    *shape : int
-        ``n_states, n_actions, d`` for features of state-action pairs, ``n_states, d`` for
-        features of states.
-    generator : torch.Generator
-        Source of randomness; its device is the device of the result.
-    dtype : torch.dtype
-        Floating-point type of the result.
-
-    Returns
-    -------
-    Tensor, shape (B, S, A, d) or (B, S, d)
-        The feature vectors.
+    batch, *shape : int
+        Number B of feature maps, then ``n_states, n_actions, d`` for features of state-action
+        pairs, ``n_states, d`` for features of states: the shape of the result.
+    generator, dtype
+        Source of randomness, whose device is that of the result, and the result's type.
     """
     for name, value in (("batch", batch), *((f"shape[{i}]", v) for i, v in enumerate(shape))):
         check_count(name, value)
@@ -48,21 +39,10 @@ def random_features(
 def one_hot_features(
     batch: int, *shape: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """Return one-hot features: every state, or pair, has a coordinate of its own.
+    """Return B = `batch` one-hot feature maps: every state, or pair, has a coordinate of its own.
 
-    Parameters
-    ----------
-    batch : int
-        Number B of (equal) feature maps.
-    *shape : int
-        ``n_states, n_actions`` for state-action pairs, ``n_states`` for states.
-    dtype, device
-        Of the result.
-
-    Returns
-    -------
-    Tensor, shape (B, S, A, S * A) or (B, S, S)
-        The feature vectors; a pair (s, a) has coordinate ``s * A + a``.
+    With ``n_states, n_actions`` the result is (B, S, A, S * A), and a pair (s, a) has coordinate
+    ``s * A + a``; with ``n_states`` alone it is (B, S, S).
     """
     for name, value in (("batch", batch), *((f"shape[{i}]", v) for i, v in enumerate(shape))):
         check_count(name, value)

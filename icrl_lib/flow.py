@@ -18,18 +18,9 @@ from icrl_lib.objective import Objective
 
 
 class Flow(NamedTuple):
-    """A solution of the gradient flow.
+    """A solution of the gradient flow at K `times`, from 0.
 
-    Attributes
-    ----------
-    times : Tensor, shape (K,)
-        Times, from 0.
-    P12 : Tensor, shape (K, k, q)
-        The first block along the flow.
-    V21 : Tensor, shape (K, p, k)
-        The second.
-    losses : Tensor, shape (K,)
-        The loss along the flow.
+    `P12` (K, k, q) and `V21` (K, p, k) are the blocks, and `losses` (K,) the loss, along the flow.
     """
 
     times: Tensor
@@ -45,19 +36,12 @@ def gradient_flow(
 
     Parameters
     ----------
-    objective : Objective
-        The loss.
     P12, V21 : Tensor, shape (k, q) and (p, k)
         Where to start.
     times : Tensor, shape (K,)
         Increasing times at which the solution is wanted; the first is 0.
     tolerance : float
         Relative and absolute tolerance of the solver.
-
-    Returns
-    -------
-    Flow
-        The solution at `times`.
     """
     check_instance("objective", objective, Objective)
     check_tensors(P12=(P12, "k q"), V21=(V21, "p k"), times=(times, "K"))

@@ -36,28 +36,13 @@ def boyan_chains(
     generator: torch.Generator,
     dtype: torch.dtype = torch.float32,
 ) -> TabularMDP:
-    """Draw Boyan chains as Wang et al. randomise them: MDPs with a single action.
+    """Draw B = `batch` Boyan chains as Wang et al. randomise them: MDPs with a single action.
 
-    State i leads to i + 1 with probability p_i and to i + 2 otherwise, p_i uniform on
-    (0.01, 0.99); the last state but one leads to the last, and the last to a random state. That
-    distribution and the one of the first state are numbers uniform on (0.01, 0.99), divided by
-    their sum. The reward depends on the state that is left and is uniform on (-1, 1).
-
-    Parameters
-    ----------
-    batch, n_states : int
-        Numbers of chains, B, and of states, S, at least 3.
-    discount : float
-        The discount gamma, in [0, 1).
-    generator : torch.Generator
-        Source of randomness; its device is the device of the result.
-    dtype : torch.dtype
-        Floating-point type of the result.
-
-    Returns
-    -------
-    TabularMDP
-        B independent chains, A = 1.
+    State i leads to i + 1 with probability p_i and to i + 2 otherwise, p_i uniform on (0.01, 0.99);
+    the last state but one leads to the last, and the last to a random state. That distribution and
+    the one of the first state are numbers uniform on (0.01, 0.99), divided by their sum. The reward
+    depends on the state that is left and is uniform on (-1, 1). There are at least 3 states; the
+    other arguments are those of `icrl_lib.mdps.random_mdps`.
     """
     check_count("batch", batch)
     check_count("n_states", n_states, at_least=3)
@@ -91,14 +76,10 @@ def prompt(
 
     Parameters
     ----------
-    phi, phi_next : Tensor, shape (B, n, d)
-        Features before and after each transition.
-    rewards : Tensor, shape (B, n)
-        Rewards r_1, ..., r_n.
+    phi, phi_next, rewards, discount
+        Features before and after each transition, each (B, n, d), (B, n) and gamma, in [0, 1).
     query : Tensor, shape (B, m, d)
         Features of the states whose values are wanted; m = 1 in the paper.
-    discount : float
-        The discount gamma, in [0, 1).
 
     Returns
     -------
@@ -111,7 +92,7 @@ def prompt(
 
 
 def looped_transformer(Z: Tensor, P: Tensor, Q: Tensor, depth: int, n_queries: int = 1) -> Tensor:
-    """Apply Z + (1 / n) P Z M (Z^T Q Z), `depth` times with the same weights.
+    """Apply Z + (1 / n) P Z M (Z^T Q Z), L = `depth` times with the same weights.
 
     M is the identity but for zeros at the queries: every column attends to the n transitions, and
     none to a query.
@@ -119,17 +100,10 @@ def looped_transformer(Z: Tensor, P: Tensor, Q: Tensor, depth: int, n_queries: i
     Parameters
     ----------
     Z : Tensor, shape (B, D, n + m)
-        Prompts, D = 2 d + 1.
+        Prompts, D = 2 d + 1, whose last m = `n_queries` columns are queries. So is what is
+        returned.
     P, Q : Tensor, shape (D, D)
         Value weights, and key and query weights in one matrix.
-    depth : int
-        Number L of layers.
-    n_queries : int
-        Number m of columns at the end that are queries.
-
-    Returns
-    -------
-    Tensor, shape (B, D, n + m)
     """
     sizes = check_tensors(Z=(Z, "B D columns"), P=(P, "D D"), Q=(Q, "D D"))
     check_count("depth", depth)
@@ -161,19 +135,15 @@ def gram(tokens: Tensor) -> Tensor:
 def predict(moments: Tensor, query: Tensor, P: Tensor, Q: Tensor, depth: int) -> Tensor:
     """Compute the predicted values from the context's second moments alone.
 
-    With G = (1 / n) sum_i x_i x_i^T a layer multiplies every column, transition or query, by
-    I + P G Q, so G becomes (I + P G Q) G (I + P G Q)^T: the number of transitions drops out.
+    With G = (1 / n) sum_i x_i x_i^T a layer multiplies every column, transition or query, by I + P
+    G Q, so G becomes (I + P G Q) G (I + P G Q)^T: the number of transitions drops out.
 
     Parameters
     ----------
     moments : Tensor, shape (B, D, D)
         What `gram` returns.
-    query : Tensor, shape (B, m, d)
-        Features of the states whose values are wanted, D = 2 d + 1.
-    P, Q : Tensor, shape (D, D)
-        Weights.
-    depth : int
-        Number L of layers.
+    query, P, Q, depth
+        As of `prompt` and `looped_transformer`.
 
     Returns
     -------
@@ -200,16 +170,8 @@ def construction(
 ) -> tuple[Tensor, Tensor]:
     """Return weights whose L layers are L steps of batch TD(0) from w = 0 (Wang et al., Theorem 1).
 
-    Parameters
-    ----------
-    d : int
-        Number of features.
-    alpha : float
-        Step size, above 0; the theorem allows any d x d matrix in its place.
-    c : float
-        Free scale, not 0: (c P, Q / c) computes the same.
-    dtype : torch.dtype
-        Floating-point type of the result.
+    The theorem allows any d x d matrix in place of the step size `alpha`. Arguments are those of
+    `icrl_lib.constructions.sarsa`.
 
     Returns
     -------
@@ -252,22 +214,8 @@ def draw_stretch(
 ) -> Stretch:
     """Walk along B processes and cut the walk into `positions` + 1 prompts of n transitions.
 
-    Parameters
-    ----------
-    mdp : TabularMDP
-        B processes; with more than one action the policy is the uniform one.
-    phi : Tensor, shape (B, S, d)
-        Features of the states.
-    n : int
-        Transitions in a context.
-    positions : int
-        Number of pairs of neighbouring prompts; 0 for a single prompt.
-    generator : torch.Generator
-        Source of randomness.
-
-    Returns
-    -------
-    Stretch
+    Features `phi` are those of states, (B, S, d). With more than one action the policy is the
+    uniform one. `positions` is the number of pairs of neighbouring prompts, 0 for a single prompt.
     """
     check_instance("mdp", mdp, TabularMDP)
     check_tensors(**{"mdp.initial": (mdp.initial, "B S"), "phi": (phi, "B S d")})
@@ -288,28 +236,18 @@ class Settings:
 
     Parameters
     ----------
-    depth : int
-        Number L of layers, all with the same weights.
-    d : int
-        Number of features, drawn uniformly from (-1, 1) for every chain.
-    n_states : int
-        States of a chain.
-    n : int
-        Transitions in a context.
-    discount : float
-        The discount gamma.
+    depth, d : int
+        Number L of layers, all with the same weights, and of features, uniform on (-1, 1).
+    n_states, n, discount
+        States of a chain, transitions in a context, and the discount gamma.
     gain, weight_decay : float
         Of the Xavier-normal initialisation and of Adam.
-    chains : int
-        Chains that are trained on in lockstep, drawn anew for every optimiser step.
-    positions : int
-        TD errors per chain and step.
-    steps : int
-        Optimiser steps.
+    chains, positions : int
+        Chains that are trained on in lockstep, drawn anew for every step, and TD errors of each.
+    steps, seed : int
+        Optimiser steps, and the seed of everything random.
     learning_rate, final : float
         Adam's learning rate falls exponentially from `learning_rate` to `final` times that.
-    seed : int
-        Seed of everything random.
     """
 
     depth: int = 3
@@ -338,14 +276,9 @@ class Settings:
 
 
 class Learned(NamedTuple):
-    """The result of training.
+    """The learned weights P and Q, (2 d + 1, 2 d + 1), and how they were found.
 
-    Attributes
-    ----------
-    P, Q : Tensor, shape (2 d + 1, 2 d + 1)
-        The learned weights.
-    losses : Tensor, shape (steps,)
-        Mean squared TD error of the predictions, step by step.
+    `losses` (steps,) are the mean squared TD errors of the predictions, step by step.
     """
 
     P: Tensor

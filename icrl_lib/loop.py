@@ -22,12 +22,10 @@ class Frame(NamedTuple):
 
     Attributes
     ----------
-    parameters : Tensor, shape (B, p)
-        Parameters that the window was produced with.
+    parameters, updated : Tensor, shape (B, p)
+        Parameters that the window was produced with, and after the update.
     observation : tuple
         What `Algorithm.observe` saw in the window.
-    updated : Tensor, shape (B, p)
-        Parameters after the update.
     state : Tensor of int64, shape (B,)
         The state in which the next window starts.
     """
@@ -56,22 +54,16 @@ def interact(
     ----------
     algorithm : Algorithm
         Says how parameters act and what a window shows.
-    mdp : TabularMDP
-        B MDPs, one agent in each.
-    features : Any
-        What ``algorithm.draw_features`` returned.
-    parameters : Tensor, shape (B, p)
-        Parameters to begin with.
-    state : Tensor of int64, shape (B,)
-        States to begin in.
+    mdp, features
+        B MDPs, one agent in each, and what ``algorithm.draw_features`` returned.
+    parameters, state : Tensor, shape (B, p) and (B,)
+        Parameters to begin with, and states, int64, to begin in.
     update : callable
         ``algorithm.teach`` for the teacher, ``run.update`` or `students.as_update` for a student.
     n : int
         Length of a window.
-    generator : torch.Generator
-        Source of randomness.
-    share : Share, optional
-        Says that these agents are a part of a larger batch; see `policies.rollout`.
+    generator, share
+        As of `policies.rollout`.
 
     Yields
     ------

@@ -171,14 +171,7 @@ def random_mdps(
         What a reward depends on: "a,s'" (action and next state, the paper's family), "s,a" or
         "s,a,s'".
     generator : torch.Generator
-        Source of randomness; its device is the device of the result.
-    dtype : torch.dtype
-        Floating-point type of the result.
-
-    Returns
-    -------
-    TabularMDP
-        B independent MDPs.
+        Source of randomness; its device is the device of the result, and `dtype` its type.
     """
     if reward not in REWARD_ARGUMENTS:
         raise ValueError(f"reward: expected one of {REWARD_ARGUMENTS}, got {reward!r}")
@@ -233,26 +226,13 @@ def concatenate(*mdps: TabularMDP) -> TabularMDP:
 
 
 def value_iteration(mdp: TabularMDP) -> Tensor:
-    """Compute the optimal action values Q*, exactly, by policy iteration (Howard, 1960).
+    """Compute the optimal action values Q* (B, S, A), exactly, by policy iteration (Howard, 1960).
 
-    Sweeps of the Bellman equation gain a digit in about 2 / (1 - gamma) of them; a policy that is
-    greedy in its own values is found after a few linear solves, whatever gamma is. They are done in
-    double precision, and rounding is about 1e-16 / (1 - gamma) of the largest value.
-
-    Parameters
-    ----------
-    mdp : TabularMDP
-        A batch of B MDPs.
-
-    Returns
-    -------
-    Tensor, shape (B, S, A)
-        Q*, the fixed point of Q(s, a) = r(s, a) + gamma sum_s' P(s' | s, a) max_b Q(s', b).
-
-    Raises
-    ------
-    ValueError
-        If a value is too large for the dtype of `mdp`.
+    Q* is the fixed point of Q(s, a) = r(s, a) + gamma sum_s' P(s' | s, a) max_b Q(s', b). Sweeps of
+    this equation gain a digit in about 2 / (1 - gamma) of them; a policy that is greedy in its own
+    values is found after a few linear solves, whatever gamma is. They are done in double precision,
+    and rounding is about 1e-16 / (1 - gamma) of the largest value. A ValueError says that a value
+    is too large for the dtype of `mdp`.
     """
     check_instance("mdp", mdp, TabularMDP)
     transition, reward = _in_double(mdp)
@@ -280,19 +260,9 @@ def value_iteration(mdp: TabularMDP) -> Tensor:
 
 
 def policy_value(mdp: TabularMDP, policy: Tensor) -> Tensor:
-    """Compute the values of a policy, exactly, by a linear solve in double precision.
+    """Compute the values (B, S) of a policy pi(a | s), (B, S, A), exactly.
 
-    Parameters
-    ----------
-    mdp : TabularMDP
-        A batch of B MDPs.
-    policy : Tensor, shape (B, S, A)
-        Action probabilities pi(a | s).
-
-    Returns
-    -------
-    Tensor, shape (B, S)
-        The solution v of (I - gamma P_pi) v = r_pi, and 0 in a terminal state.
+    They solve (I - gamma P_pi) v = r_pi, in double precision, and are 0 in a terminal state.
     """
     check_policy(mdp, policy)
     (transition, reward), pi = _in_double(mdp), _whole(policy)
@@ -307,43 +277,18 @@ def policy_action_value(mdp: TabularMDP, policy: Tensor) -> Tensor:
 
 
 def expected_return(mdp: TabularMDP, policy: Tensor) -> Tensor:
-    """Compute the expected discounted return of a policy from the initial distribution, exactly.
-
-    Parameters
-    ----------
-    mdp : TabularMDP
-        A batch of B MDPs.
-    policy : Tensor, shape (B, S, A)
-        Action probabilities pi(a | s).
-
-    Returns
-    -------
-    Tensor, shape (B,)
-        sum_s P_0(s) v_pi(s), over an infinite horizon.
+    """Compute sum_s P_0(s) v_pi(s), (B,), the expected discounted return of a policy (B, S, A),
+    exactly.
     """
     values = policy_value(mdp, policy)
     return (mdp.initial * values).sum(-1)
 
 
 def stationary_distribution(mdp: TabularMDP, policy: Tensor) -> Tensor:
-    """Compute the long-run share of time that a policy spends in each state, by a linear solve.
+    """Compute the long-run share of time (B, S) that a policy (B, S, A) spends in each state.
 
-    Parameters
-    ----------
-    mdp : TabularMDP
-        A batch of B MDPs.
-    policy : Tensor, shape (B, S, A)
-        Action probabilities pi(a | s).
-
-    Returns
-    -------
-    Tensor, shape (B, S)
-        The solution mu of mu = mu P_pi whose entries sum to 1.
-
-    Raises
-    ------
-    ValueError
-        If an MDP has several such distributions under the policy.
+    It is the solution mu of mu = mu P_pi whose entries sum to 1, by a linear solve. A ValueError
+    says that an MDP has several under the policy.
     """
     check_policy(mdp, policy)
     p_pi = torch.einsum("bsa,bsat->bst", _whole(policy), _whole(mdp.transition))

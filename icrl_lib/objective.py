@@ -26,13 +26,9 @@ class Objective:
     Parameters
     ----------
     sigma : Tensor, shape (N, k, k)
-        Second moments (1/n) sum_i x_i x_i^T of the tokens of each window.
-    column : Tensor, shape (N, q)
-        Parameter columns w~.
-    target : Tensor, shape (N, p)
-        What the teacher adds to the parameters.
-    n : int
-        Length of a window.
+        Second moments (1/n) sum_i x_i x_i^T of the tokens of each window, of length `n`.
+    column, target : Tensor, shape (N, q) and (N, p)
+        Parameter columns w~, and what the teacher adds to the parameters.
     """
 
     sigma: Tensor

@@ -23,12 +23,7 @@ from icrl_lib.mdps import TabularMDP, check_policy, cumulative, greedy_policy, u
 class Share(NamedTuple):
     """The part of a batch of MDPs that one of several processes works on.
 
-    Attributes
-    ----------
-    batch : int
-        Number of MDPs in the whole batch.
-    part : slice
-        Which of them are worked on.
+    `batch` is the number of MDPs in the whole batch, `part` the slice of those that are worked on.
     """
 
     batch: int
@@ -123,17 +118,9 @@ def softmax_policy(preferences: Tensor) -> Tensor:
 def softmax_score(phi: Tensor, policy: Tensor) -> Tensor:
     """Compute the score of a linear softmax policy, the gradient of log pi(a | s).
 
-    Parameters
-    ----------
-    phi : Tensor, shape (B, S, A, m)
-        Policy features; the policy is proportional to exp(lambda^T phi(s, a)).
-    policy : Tensor, shape (B, S, A)
-        The softmax policy itself, without exploration.
-
-    Returns
-    -------
-    Tensor, shape (B, S, A, m)
-        g(s, a) = phi(s, a) - sum_b pi(b | s) phi(s, b), defined below eq. (3).
+    The policy (B, S, A), without exploration, is proportional to exp(lambda^T phi(s, a)), with
+    features (B, S, A, m), and so is the shape of g(s, a) = phi(s, a) - sum_b pi(b | s) phi(s, b),
+    defined below eq. (3).
     """
     return phi - mean_features(phi, policy).unsqueeze(-2)
 
@@ -161,23 +148,19 @@ def rollout(
     generator: torch.Generator,
     share: Share | None = None,
 ) -> Window:
-    """Follow a policy for n steps in every MDP of the batch.
+    """Follow a policy (B, S, A), fixed during the window, for n steps in every MDP of the batch.
 
     Parameters
     ----------
-    mdp : TabularMDP
-        A batch of B MDPs.
-    policy : Tensor, shape (B, S, A)
-        Action probabilities, fixed during the window.
-    n : int
-        Number of transitions.
+    mdp, policy, n
+        B MDPs, action probabilities, and the number of transitions.
     state : Tensor of int64, shape (B,)
         The states to start from.
     generator : torch.Generator
         Source of randomness.
     share : Share, optional
-        Says that the B MDPs are a part of a larger batch; random numbers are then drawn for all
-        of it, and the trajectories are those that the MDPs would have in the whole.
+        Says that the B MDPs are a part of a larger batch; random numbers are then drawn for all of
+        it, and the trajectories are those that the MDPs would have in the whole.
 
     Returns
     -------

@@ -17,14 +17,8 @@ from icrl_lib.checks import Discount, check_count, check_discount, check_tensors
 class Layout(NamedTuple):
     """Names and sizes of the slots of a prompt, from top to bottom.
 
-    Names are written as LaTeX mathematics without the dollar signs.
-
-    Attributes
-    ----------
-    token : tuple of (str, int)
-        The slots of x_i; their sizes add up to ``n_token``.
-    parameter : tuple of (str, int)
-        The slots of the parameter column: the constant 1, then the parameters.
+    Names are written as LaTeX mathematics without the dollar signs. `token` lists the slots of x_i,
+    `parameter` those of the parameter column: the constant 1, then the parameters.
     """
 
     token: tuple[tuple[str, int], ...]
@@ -132,19 +126,9 @@ def parameter_column(parameters: Tensor) -> Tensor:
 
 
 def assemble(tokens: Tensor, parameters: Tensor) -> Tensor:
-    """Assemble the prompt H from tokens and parameters.
+    """Assemble the prompt H, (B, k + 1 + p, n + 1), from tokens (B, n, k) and parameters (B, p).
 
-    Parameters
-    ----------
-    tokens : Tensor, shape (B, n, k)
-        The tokens x_0, ..., x_{n-1}.
-    parameters : Tensor, shape (B, p)
-        The current parameters.
-
-    Returns
-    -------
-    Tensor, shape (B, k + 1 + p, n + 1)
-        Columns [x_i; 0], then the column [0; 1; parameters].
+    Its columns are [x_i; 0], then [0; 1; parameters].
     """
     sizes = check_tensors(tokens=(tokens, "B n k"), parameters=(parameters, "B p"))
     k, p, n = sizes["k"], sizes["p"], sizes["n"]
@@ -157,15 +141,10 @@ def assemble(tokens: Tensor, parameters: Tensor) -> Tensor:
 def sarsa_prompt(
     w: Tensor, phi: Tensor, phi_next: Tensor, rewards: Tensor, discount: Discount
 ) -> Tensor:
-    """Build the SARSA prompt H (eq. 4 of Liang and Lai, 2026).
+    """Build the SARSA prompt H (eq. 4 of Liang and Lai, 2026), shape (B, 3 d + 2, n + 1).
 
-    Arguments are the teacher's, :func:`icrl_lib.teachers.sarsa_update`: w (B, d), phi and phi_next
-    (B, n, d), rewards (B, n), and a discount, one for all or (B, n).
-
-    Returns
-    -------
-    Tensor, shape (B, 3 d + 2, n + 1)
-        H; the updated w is read from the last d entries of the last column of the output.
+    Arguments are the teacher's, listed in `icrl_lib.teachers`. The updated w is read from the last
+    d entries of the last column of the output.
     """
     check_tensors(w=(w, "B d"), phi=(phi, "B n d"))
     return assemble(sarsa_tokens(phi, phi_next, rewards, discount), w)
@@ -180,16 +159,10 @@ def actor_critic_prompt(
     scores: Tensor,
     discount: Discount,
 ) -> Tensor:
-    """Build the actor-critic prompt H (eq. 13 of Liang and Lai, 2026).
+    """Build the actor-critic prompt H (eq. 13), shape (B, 3 d + 2 m + 2, n + 1).
 
-    Arguments are the teacher's, :func:`icrl_lib.teachers.actor_critic_update`: lam (B, m), w
-    (B, d), phi_v and phi_v_next (B, n, d), rewards (B, n), undiscounted scores (B, n, m), and a
-    discount, one for all or (B, n).
-
-    Returns
-    -------
-    Tensor, shape (B, 3 d + 2 m + 2, n + 1)
-        H; the updated [lambda; w] is read from the last m + d entries of the last column.
+    Arguments are the teacher's, listed in `icrl_lib.teachers`. The updated [lambda; w] is read from
+    the last m + d entries of the last column of the output.
     """
     check_tensors(w=(w, "B d"), phi_v=(phi_v, "B n d"), lam=(lam, "B m"), scores=(scores, "B n m"))
     tokens = actor_critic_tokens(phi_v, phi_v_next, rewards, scores, discount)

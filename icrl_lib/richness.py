@@ -23,10 +23,9 @@ class Curvature(NamedTuple):
     rate : float
         The smallest non-zero eigenvalue: gradient flow approaches its limit like exp(-rate t), and
         the loss falls like exp(-2 rate t).
-    nullity : int
-        Number of null directions; 1 on the manifold if the data are rich.
-    eigenvalues : Tensor, shape (k q + p k,)
-        All of them, in ascending order.
+    nullity, eigenvalues
+        Number of null directions, 1 on the manifold if the data are rich; all of k q + p k
+        eigenvalues, in ascending order.
     null_p, null_v : Tensor, shape (nullity, k, q) and (nullity, p, k)
         An orthonormal basis of the null space, as pairs of blocks.
     """
@@ -62,12 +61,9 @@ def curvature(
 class Alignment(NamedTuple):
     """How far the effects of P12 and V21 can cancel on the normal space.
 
-    Attributes
-    ----------
-    rho : float
-        The smallest number with E<X, Y> >= -rho sqrt(E||X||^2 E||Y||^2) for all (U, W) of N_c.
-    P12, V21 : Tensor
-        A pair (U, W) on the boundary of those for which the bound holds, where it is attained.
+    `rho` is the smallest number with E<X, Y> >= -rho sqrt(E||X||^2 E||Y||^2) for all (U, W) of N_c,
+    and `P12`, `V21` a pair (U, W) on the boundary of those for which the bound holds, where it is
+    attained.
     """
 
     rho: float
@@ -79,22 +75,18 @@ def alignment(matrix: Tensor, P12_star: Tensor, V21_star: Tensor) -> Alignment:
     """Compute rho of Assumption 1, condition 5, as a lower bound: what Theorem 3.2's proof uses.
 
     X and Y are the first-order changes of the residual by U and by W. Rescaling U and W by separate
-    positive factors leaves their correlation as it is and spreads N_c over all pairs for which
-    <U, P12*> and <W, V21*> have one sign. On the boundary of these, one of the two is zero and the
+    positive factors leaves their correlation as it is and spreads N_c over all pairs for which <U,
+    P12*> and <W, V21*> have one sign. On the boundary of these, one of the two is zero and the
     other free, so that rho is the larger of two canonical correlations. It depends on no c.
 
     Parameters
     ----------
     matrix : Tensor, shape (a + b, a + b)
         A Gauss-Newton matrix, of `Objective.gauss_newton` on the manifold or of `symmetry_blocks`.
+        If its part of P12 or of V21 is singular, a ValueError says so: then conditions 2 to 4 fail,
+        and Theorem 3.2 needs no rho.
     P12_star, V21_star : Tensor with a and with b entries
         The construction, in the coordinates of `matrix`. Zero for a block that is orthogonal to it.
-
-    Raises
-    ------
-    ValueError
-        If the matrix of P12 or that of V21 is singular: then conditions 2 to 4 fail, and
-        Theorem 3.2 needs no rho.
     """
     check_tensor("P12_star", P12_star)
     check_tensor("V21_star", V21_star)
@@ -134,11 +126,9 @@ class Bracket(NamedTuple):
     ----------
     low : float
         Smallest eigenvalue of the sample mean: too low on average, by Jensen's inequality.
-    high : float
-        Mean over one half of the sample of the direction that the other half found smallest: too
-        high on average. Both ways round, averaged.
-    error : float
-        Standard error of `high` for the two directions that were found.
+    high, error : float
+        Mean over one half of the sample of the direction that the other half found smallest, too
+        high on average, both ways round, averaged; and its standard error for the two directions.
     """
 
     low: float
@@ -168,12 +158,9 @@ class Richness(NamedTuple):
     ----------
     bound_features, bound_reward, bound_column : float
         B_phi, B_r and B_w~: bounds on the norms of phi, r and w~.
-    kappa_column : float
-        kappa_w~, smallest eigenvalue of E[w~ w~^T].
-    kappa_window : float
-        kappa_R, smallest eigenvalue of E[R^T R | w] over all w, where R = (1/n) sum phi_i x_i^T.
-    kappa_update : float
-        kappa_q, smallest eigenvalue of E[b b^T], where b = (1/n) sum x_i delta_i.
+    kappa_column, kappa_window, kappa_update : float
+        Smallest eigenvalues: kappa_w~ of E[w~ w~^T]; kappa_R of E[R^T R | w] over all w, where R =
+        (1/n) sum phi_i x_i^T; kappa_q of E[b b^T], where b = (1/n) sum x_i delta_i.
     rho : float
         The correlation of condition 5, as `alignment` has it; 1 where one of the kappas is zero.
     """
@@ -198,6 +185,8 @@ def richness(
 ) -> Richness:
     """Compute the constants of Assumption 1 on a sample of SARSA windows.
 
+    They are exact for the sample, taken as the whole population.
+
     Parameters
     ----------
     objective : Objective
@@ -209,11 +198,6 @@ def richness(
         Number of different w. kappa_R is the minimum over these.
     bound_features, bound_reward : float
         B_phi and B_r. They follow from the family; a sample of windows no longer shows the tokens.
-
-    Returns
-    -------
-    Richness
-        Exact for the sample, taken as the whole population.
     """
     check_instance("objective", objective, Objective)
     d = check_tensors(V21_star=(V21_star, "d k"), P12_star=(P12_star, "k q"))["d"]
@@ -257,10 +241,9 @@ class Guarantee(NamedTuple):
         the residual; the lower one for (U, W) in N_c.
     C_Q : float
         The second-order part of the residual is at most C_Q ||(U, W)||^2.
-    r : float
-        Distance from the manifold within which the rest holds.
-    mu : float
-        mu_r: L(t) <= exp(-2 mu_r t) L(0).
+    r, mu : float
+        Distance from the manifold within which the rest holds, and mu_r: L(t) <= exp(-2 mu_r t)
+        L(0).
     start : float
         Gradient flow that starts closer than this to the point with scale c keeps within r. Our
         derivation, from the length of the path; not the paper's eq. (12).
@@ -283,29 +266,20 @@ def guarantee(
     width: float = 0.1,
     fraction: float = 0.5,
 ) -> Guarantee:
-    """Evaluate Theorem 3.2 around the point of the manifold with scale c.
+    """Evaluate Theorem 3.2 around the point of the manifold with scale c, above 0.
+
+    All is zero but M0 and C_Q where a kappa is zero or rho is 1. With `width` or `fraction` 0 the
+    theorem speaks of one point or of no neighbourhood: `mu` is what it can at most guarantee, and
+    `start` is 0.
 
     Parameters
     ----------
-    constants : Richness
-        The constants of Assumption 1.
-    d : int
-        Number of features.
-    alpha : float
-        The teacher's step size.
-    c : float
-        Scale, above 0.
+    constants, d, alpha
+        The constants of Assumption 1, the number of features, and the teacher's step size.
     width : float
         The interval I is [c (1 - width), c (1 + width)]; in [0, 1).
     fraction : float
         r as a part of the largest allowed, sqrt(m0) / (3 C_Q); in [0, 1).
-
-    Returns
-    -------
-    Guarantee
-        All zero but M0 and C_Q where a kappa is zero or rho is 1. With `width` or `fraction` 0 the
-        theorem speaks of one point or of no neighbourhood: `mu` is what it can at most guarantee,
-        and `start` is 0.
     """
     check_instance("constants", constants, Richness)
     check_count("d", d)

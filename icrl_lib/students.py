@@ -46,18 +46,12 @@ class LinearBlock(nn.Module):
     Parameters
     ----------
     algorithm : Algorithm
-        Says how large the blocks are.
+        Says how large the blocks are: P12 (k, 1 + p), token meets parameter column, and V21 (p, k),
+        token to parameters.
     gain : float
         Gain of the Xavier-normal initialisation of each trained matrix.
-    generator : torch.Generator
-        Source of randomness; its device is that of the block.
-    dtype : torch.dtype
-        Floating-point type of the block.
-
-    Attributes
-    ----------
-    P12, V21 : Parameter, shape (k, 1 + p) and (p, k)
-        Token meets parameter column, and token to parameters.
+    generator, dtype
+        Source of randomness, whose device is that of the block, and floating-point type.
     """
 
     P12: nn.Parameter
@@ -109,14 +103,9 @@ class LinearBlock(nn.Module):
 
 
 class LiteralBlock(LinearBlock):
-    """The linear block to the letter of eq. (1): H is built, and all of P and V can move.
+    """The linear block to the letter of eq. (1): H is built, and all of P and V (D, D) can move.
 
     Parameters are those of `LinearBlock`.
-
-    Attributes
-    ----------
-    P, V : Parameter, shape (D, D)
-        The weights.
     """
 
     P: nn.Parameter
@@ -140,23 +129,15 @@ class SoftmaxBlock(nn.Module):
 
     Parameters
     ----------
-    algorithm : Algorithm
-        Says how large the blocks are.
     heads : int
         Number of heads.
-    gain : float
-        Gain of the Xavier-normal initialisation, of every head.
     anchor : bool
-        Attend to the parameter column, too; P22 and V22 are then trained, from 0.
+        Attend to the parameter column, too; P22 and V22 are then trained, from 0; else they are
+        None.
     temperature : float
         What scores are divided by.
-    generator, dtype
-        As for `LinearBlock`.
-
-    Attributes
-    ----------
-    P12, V21, P22, V22 : Parameter
-        As in `icrl_lib.attention.softmax_update`; the last two are None without an anchor.
+    algorithm, gain, generator, dtype
+        As of `LinearBlock`.
     """
 
     def __init__(
@@ -188,15 +169,7 @@ class SoftmaxBlock(nn.Module):
 
 
 class Repeated(nn.Module):
-    """A student applied several times to one window: layers that share their weights.
-
-    Parameters
-    ----------
-    student : torch.nn.Module
-        What is applied.
-    passes : int
-        How often.
-    """
+    """A student applied `passes` times to one window: layers that share their weights."""
 
     def __init__(self, student: nn.Module, passes: int) -> None:
         super().__init__()

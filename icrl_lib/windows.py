@@ -22,14 +22,8 @@ from icrl_lib.prompts import parameter_column
 class Windows:
     """N windows as a student sees them, and what its teacher makes of them.
 
-    Parameters
-    ----------
-    tokens : Tensor, shape (N, n, k)
-        The tokens x_i of each window.
-    parameters : Tensor, shape (N, p)
-        The parameters that the window was produced with.
-    target : Tensor, shape (N, p)
-        The teacher's updated parameters.
+    `tokens` (N, n, k) are the x_i of each window, `parameters` (N, p) those that it was produced
+    with, and `target` (N, p) those that the teacher makes of them.
     """
 
     tokens: Tensor
@@ -120,17 +114,13 @@ def collect(
 
     Parameters
     ----------
-    algorithm : Algorithm
-        Teacher and behaviour.
-    mdp, features, parameters, state
-        B agents, the parts of a `Situation`.
-    frames : int
-        Windows of each agent, one after the other.
-    n : int
-        Length of a window.
+    algorithm, mdp, features, parameters, state
+        Teacher and behaviour, and the B agents, parts of a `Situation`.
+    frames, n : int
+        Windows of each agent, one after the other, and their length.
     update : callable, optional
-        The update that the agents make; by default the teacher's. Answers are the teacher's in
-        any case. ``lambda parameters, observation: parameters`` lets nobody learn.
+        The update that the agents make; by default the teacher's. Answers are the teacher's in any
+        case. ``lambda parameters, observation: parameters`` lets nobody learn.
     generator : torch.Generator
         Source of randomness.
 
