@@ -74,17 +74,9 @@ def prompt(
 ) -> Tensor:
     """Build the prompt Z: n transitions, then one column for every state that is asked about.
 
-    Parameters
-    ----------
-    phi, phi_next, rewards, discount
-        Features before and after each transition, each (B, n, d), (B, n) and gamma, in [0, 1).
-    query : Tensor, shape (B, m, d)
-        Features of the states whose values are wanted; m = 1 in the paper.
-
-    Returns
-    -------
-    Tensor, shape (B, 2 d + 1, n + m)
-        Columns [phi_i; gamma phi_next_i; r_{i+1}], then columns [query; 0; 0].
+    From features before and after each transition, (B, n, d), rewards (B, n), gamma, in [0, 1), and
+    features of the m states asked about, `query` (B, m, d), m = 1 in the paper, come columns
+    [phi_i; gamma phi_next_i; r_{i+1}], then columns [query; 0; 0]: Z is (B, 2 d + 1, n + m).
     """
     check_tensors(phi=(phi, "B n d"), query=(query, "B m d"))
     tokens = sarsa_tokens(phi, phi_next, rewards, discount)
@@ -94,16 +86,9 @@ def prompt(
 def looped_transformer(Z: Tensor, P: Tensor, Q: Tensor, depth: int, n_queries: int = 1) -> Tensor:
     """Apply Z + (1 / n) P Z M (Z^T Q Z), L = `depth` times with the same weights.
 
-    M is the identity but for zeros at the queries: every column attends to the n transitions, and
-    none to a query.
-
-    Parameters
-    ----------
-    Z : Tensor, shape (B, D, n + m)
-        Prompts, D = 2 d + 1, whose last m = `n_queries` columns are queries. So is what is
-        returned.
-    P, Q : Tensor, shape (D, D)
-        Value weights, and key and query weights in one matrix.
+    Z (B, D, n + m) are prompts, D = 2 d + 1, whose last m = `n_queries` columns are queries; P (D,
+    D) holds the values, Q (D, D) joins key and query. M is the identity but for zeros at the
+    queries: every column attends to the n transitions, and none to a query.
     """
     sizes = check_tensors(Z=(Z, "B D columns"), P=(P, "D D"), Q=(Q, "D D"))
     check_count("depth", depth)
@@ -133,22 +118,12 @@ def gram(tokens: Tensor) -> Tensor:
 
 
 def predict(moments: Tensor, query: Tensor, P: Tensor, Q: Tensor, depth: int) -> Tensor:
-    """Compute the predicted values from the context's second moments alone.
+    """Compute the predicted values (B, m) from the context's second moments alone.
 
-    With G = (1 / n) sum_i x_i x_i^T a layer multiplies every column, transition or query, by I + P
-    G Q, so G becomes (I + P G Q) G (I + P G Q)^T: the number of transitions drops out.
-
-    Parameters
-    ----------
-    moments : Tensor, shape (B, D, D)
-        What `gram` returns.
-    query, P, Q, depth
-        As of `prompt` and `looped_transformer`.
-
-    Returns
-    -------
-    Tensor, shape (B, m)
-        The same numbers as `looped_transformer` and `read_values`.
+    With G = (1 / n) sum_i x_i x_i^T, the `moments` (B, D, D) of `gram`, a layer multiplies every
+    column, transition or query, by I + P G Q, so G becomes (I + P G Q) G (I + P G Q)^T: the number
+    of transitions drops out. The numbers are those of `looped_transformer` and `read_values`, and
+    so are the other arguments, with `query` as of `prompt`.
     """
     sizes = check_tensors(
         moments=(moments, "B D D"), query=(query, "B m d"), P=(P, "D D"), Q=(Q, "D D")
@@ -170,13 +145,9 @@ def construction(
 ) -> tuple[Tensor, Tensor]:
     """Return weights whose L layers are L steps of batch TD(0) from w = 0 (Wang et al., Theorem 1).
 
-    The theorem allows any d x d matrix in place of the step size `alpha`. Arguments are those of
-    `icrl_lib.constructions.sarsa`.
-
-    Returns
-    -------
-    P, Q : Tensor, shape (2 d + 1, 2 d + 1)
-        P has a single 1, in its last corner; Q has the blocks -alpha I and alpha I on top.
+    P has a single 1, in its last corner; Q has the blocks -alpha I and alpha I on top. Each is (2 d
+    + 1, 2 d + 1). The theorem allows any d x d matrix in place of the step size `alpha`. Arguments
+    are those of `icrl_lib.constructions.sarsa`.
     """
     check_count("d", d)
     check_number("alpha", alpha, above=0)
@@ -194,14 +165,10 @@ def construction(
 class Stretch(NamedTuple):
     """Overlapping prompts from one walk along each of B Markov reward processes.
 
-    Attributes
-    ----------
-    tokens : Tensor, shape (B, positions + 1, n, 2 d + 1)
-        The contexts; each starts one transition after the one before.
-    query : Tensor, shape (B, positions + 1, d)
-        Features of the state asked about: the one reached a transition after the context's last.
-    rewards : Tensor, shape (B, positions)
-        Paid on the way from each query state to the next.
+    `tokens`, (B, positions + 1, n, 2 d + 1), are the contexts; each starts one transition after the
+    one before. `query`, (B, positions + 1, d), are features of the state asked about: the one
+    reached a transition after the context's last. `rewards`, (B, positions), are paid on the way
+    from each query state to the next.
     """
 
     tokens: Tensor

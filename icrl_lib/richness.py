@@ -18,16 +18,11 @@ ROUNDING = 1e-13
 class Curvature(NamedTuple):
     """What the Gauss-Newton matrix says about a point where the loss is zero.
 
-    Attributes
-    ----------
-    rate : float
-        The smallest non-zero eigenvalue: gradient flow approaches its limit like exp(-rate t), and
-        the loss falls like exp(-2 rate t).
-    nullity, eigenvalues
-        Number of null directions, 1 on the manifold if the data are rich; all of k q + p k
-        eigenvalues, in ascending order.
-    null_p, null_v : Tensor, shape (nullity, k, q) and (nullity, p, k)
-        An orthonormal basis of the null space, as pairs of blocks.
+    `rate` is the smallest non-zero eigenvalue: gradient flow approaches its limit like exp(-rate
+    t), and the loss falls like exp(-2 rate t). `eigenvalues` are all k q + p k, in ascending order;
+    `nullity` of them are zero, 1 on the manifold if the data are rich, and `null_p`, (nullity, k,
+    q), with `null_v`, (nullity, p, k), is an orthonormal basis of the null space, as pairs of
+    blocks.
     """
 
     rate: float
@@ -122,13 +117,9 @@ def alignment(matrix: Tensor, P12_star: Tensor, V21_star: Tensor) -> Alignment:
 class Bracket(NamedTuple):
     """An estimate of a smallest eigenvalue from both sides.
 
-    Attributes
-    ----------
-    low : float
-        Smallest eigenvalue of the sample mean: too low on average, by Jensen's inequality.
-    high, error : float
-        Mean over one half of the sample of the direction that the other half found smallest, too
-        high on average, both ways round, averaged; and its standard error for the two directions.
+    `low` is that of the sample mean: too low on average, by Jensen's inequality. `high` is the mean
+    over one half of the sample of the direction that the other half found smallest, too high on
+    average, both ways round, averaged; `error` is its standard error for the two directions found.
     """
 
     low: float
@@ -236,11 +227,10 @@ class Guarantee(NamedTuple):
 
     Attributes
     ----------
-    m0, M0 : float
+    m0, M0, C_Q : float
         Bounds m0 ||(U, W)||^2 <= E||X + Y||^2 <= M0 ||(U, W)||^2 on the first-order change X + Y of
-        the residual; the lower one for (U, W) in N_c.
-    C_Q : float
-        The second-order part of the residual is at most C_Q ||(U, W)||^2.
+        the residual, the lower one for (U, W) in N_c; the second-order part is at most C_Q ||(U,
+        W)||^2.
     r, mu : float
         Distance from the manifold within which the rest holds, and mu_r: L(t) <= exp(-2 mu_r t)
         L(0).
@@ -268,18 +258,10 @@ def guarantee(
 ) -> Guarantee:
     """Evaluate Theorem 3.2 around the point of the manifold with scale c, above 0.
 
-    All is zero but M0 and C_Q where a kappa is zero or rho is 1. With `width` or `fraction` 0 the
-    theorem speaks of one point or of no neighbourhood: `mu` is what it can at most guarantee, and
-    `start` is 0.
-
-    Parameters
-    ----------
-    constants, d, alpha
-        The constants of Assumption 1, the number of features, and the teacher's step size.
-    width : float
-        The interval I is [c (1 - width), c (1 + width)]; in [0, 1).
-    fraction : float
-        r as a part of the largest allowed, sqrt(m0) / (3 C_Q); in [0, 1).
+    `alpha` is the teacher's step size, and the interval I is [c (1 - width), c (1 + width)].
+    `fraction` is r as a part of the largest allowed, sqrt(m0) / (3 C_Q). Both are in [0, 1); if one
+    is 0, the theorem speaks of one point or of no neighbourhood, `mu` is what it can at most
+    guarantee, and `start` is 0. All is zero but M0 and C_Q where a kappa is zero or rho is 1.
     """
     check_instance("constants", constants, Richness)
     check_count("d", d)

@@ -58,14 +58,10 @@ def td_errors(
 def sarsa_update(
     w: Tensor, phi: Tensor, phi_next: Tensor, rewards: Tensor, discount: Discount, alpha: float
 ) -> Tensor:
-    """Take one step of batch semi-gradient SARSA (eq. 2 of Liang and Lai, 2026).
+    """Return w + (alpha / n) sum_i delta_i phi_i, a step of batch semi-gradient SARSA (eq. 2).
 
-    Arguments are those of the module, where they are listed.
-
-    Returns
-    -------
-    Tensor, shape (B, d)
-        w + (alpha / n) sum_i delta_i phi_i, with the errors of :func:`td_errors`.
+    Equations are those of Liang and Lai (2026). Arguments are those of the module, where they are
+    listed, and delta_i the errors of :func:`td_errors`.
     """
     delta = td_errors(w, phi, phi_next, rewards, discount)
     check_number("alpha", alpha, above=0)
@@ -83,16 +79,13 @@ def actor_critic_update(
     alpha: float,
     beta: float,
 ) -> tuple[Tensor, Tensor]:
-    """Take one step of batch actor-critic (eq. 3 of Liang and Lai, 2026).
-
-    Actor and critic both use the old parameters, through the same errors delta_i.
+    """Take one step of batch actor-critic (eq. 3), with the old parameters in actor and critic.
 
     Returns
     -------
-    lam : Tensor, shape (B, m)
-        lambda + (alpha / n) sum_i gamma^i delta_i g_lambda(s_i, a_i).
-    w : Tensor, shape (B, d)
-        w + (beta / n) sum_i delta_i phi_V(s_i).
+    lam, w : Tensor, shape (B, m) and (B, d)
+        lambda + (alpha / n) sum_i gamma^i delta_i g_lambda(s_i, a_i), and w + (beta / n) sum_i
+        delta_i phi_V(s_i).
     """
     check_tensors(
         w=(w, "B d"),
@@ -157,13 +150,8 @@ def expected_sarsa_update(
     """Take one step of batch expected SARSA (Sutton and Barto, 2018, section 6.6).
 
     Here `phi_next`, (B, n, A, d), holds phi(s_{i+1}, b) for every action b, and `probabilities`,
-    (B, n, A), pi(b | s_{i+1}).
-
-    Returns
-    -------
-    Tensor, shape (B, d)
-        w + (alpha / n) sum_i delta_i phi_i with delta_i = r_{i+1} + gamma sum_b pi(b | s_{i+1})
-        q(s_{i+1}, b) - q(s_i, a_i).
+    (B, n, A), pi(b | s_{i+1}). Returns w + (alpha / n) sum_i delta_i phi_i, where delta_i = r_{i+1}
+    + gamma sum_b pi(b | s_{i+1}) q(s_{i+1}, b) - q(s_i, a_i).
     """
     q_next = _next_values(w, phi, phi_next, rewards, discount, alpha)
     check_tensors(phi_next=(phi_next, "B n A d"), probabilities=(probabilities, "B n A"))
@@ -177,13 +165,8 @@ def q_learning_update(
 ) -> Tensor:
     """Take one step of batch Q-learning (Sutton and Barto, 2018, section 6.5).
 
-    Here `phi_next`, (B, n, A, d), holds phi(s_{i+1}, b) for every action b.
-
-    Returns
-    -------
-    Tensor, shape (B, d)
-        w + (alpha / n) sum_i delta_i phi_i with delta_i = r_{i+1} + gamma max_b q(s_{i+1}, b) -
-        q(s_i, a_i).
+    Here `phi_next`, (B, n, A, d), holds phi(s_{i+1}, b) for every action b. Returns w + (alpha / n)
+    sum_i delta_i phi_i, where delta_i = r_{i+1} + gamma max_b q(s_{i+1}, b) - q(s_i, a_i).
     """
     q_next = _next_values(w, phi, phi_next, rewards, discount, alpha)
     target = rewards + discount * q_next.amax(-1)
@@ -197,13 +180,9 @@ def n_step_sarsa_update(
 
     The number of rewards before the bootstrap, at least 1, is called `steps`, as n is the length of
     the window; 1 is SARSA. Near the end of the window the look-ahead stops at its last pair. Here
-    `phi`, (B, n + 1, d), holds phi(s_0, a_0), ..., phi(s_n, a_n).
-
-    Returns
-    -------
-    Tensor, shape (B, d)
-        w + (alpha / n) sum_i (G_i - w^T phi_i) phi_i with h = min(steps, n - i) and G_i = r_{i+1} +
-        ... + gamma^{h-1} r_{i+h} + gamma^h w^T phi_{i+h}.
+    `phi`, (B, n + 1, d), holds phi(s_0, a_0), ..., phi(s_n, a_n). Returns w + (alpha / n) sum_i
+    (G_i - w^T phi_i) phi_i, where h = min(steps, n - i) and G_i = r_{i+1} + ... + gamma^{h-1}
+    r_{i+h} + gamma^h w^T phi_{i+h}.
     """
     check_tensors(w=(w, "B d"), phi=(phi, "B n+1 d"), rewards=(rewards, "B n"))
     n = rewards.shape[1]
@@ -238,13 +217,8 @@ def sarsa_lambda_update(
     """Take one step of batch SARSA(lambda) with accumulating traces (the backward view).
 
     Sutton and Barto (2018), section 12.7, with w frozen during the window; `trace_decay`, in [0,
-    1], is their lambda.
-
-    Returns
-    -------
-    Tensor, shape (B, d)
-        w + (alpha / n) sum_i delta_i z_i with z_i = gamma_{i-1} trace_decay z_{i-1} + phi_i; the
-        trace z starts from zero in every window.
+    1], is their lambda. Returns w + (alpha / n) sum_i delta_i z_i, where z_i = gamma_{i-1}
+    trace_decay z_{i-1} + phi_i; the trace z starts from zero in every window.
     """
     delta = td_errors(w, phi, phi_next, rewards, discount)
     check_number("alpha", alpha, above=0)
@@ -270,15 +244,9 @@ def differential_sarsa_update(
     """Take one step of batch differential SARSA, for the average reward per step.
 
     Sutton and Barto (2018), section 10.3. There is no discount; `average_reward`, (B, 1), is the
-    estimate r-bar, w that of differential action values, and beta the step size of r-bar.
-
-    Returns
-    -------
-    average_reward : Tensor, shape (B, 1)
-        r-bar + (beta / n) sum_i delta_i, where delta_i = r_{i+1} - r-bar + w^T phi_next_i - w^T
-        phi_i.
-    w : Tensor, shape (B, d)
-        w + (alpha / n) sum_i delta_i phi_i.
+    estimate r-bar, w that of differential action values, and beta the step size of r-bar. Returns
+    r-bar + (beta / n) sum_i delta_i and w + (alpha / n) sum_i delta_i phi_i, where delta_i =
+    r_{i+1} - r-bar + w^T phi_next_i - w^T phi_i.
     """
     check_tensors(
         w=(w, "B d"),
@@ -308,13 +276,8 @@ def q_actor_critic_update(
     """Take one step of actor-critic with action values (Sutton et al., 1999).
 
     The critic is SARSA; the actor weighs each score with the critic's value of the action itself.
-
-    Returns
-    -------
-    lam : Tensor, shape (B, m)
-        lambda + (alpha / n) sum_i gamma^i q(s_i, a_i) g_lambda(s_i, a_i), with the old w.
-    w : Tensor, shape (B, d)
-        w + (beta / n) sum_i delta_i phi_i.
+    Returns lambda + (alpha / n) sum_i gamma^i q(s_i, a_i) g_lambda(s_i, a_i), with the old w, and w
+    + (beta / n) sum_i delta_i phi_i.
     """
     delta = td_errors(w, phi, phi_next, rewards, discount)
     values = _values(phi, w)
@@ -337,11 +300,10 @@ def reinforce_update(
 
     Returns
     -------
-    lam : Tensor, shape (B, m)
-        lambda + (alpha / n) sum_i gamma^i e_i g_lambda(s_i, a_i) with e_i = G_i - w^T phi_V(s_i)
-        and G_i = r_{i+1} + gamma r_{i+2} + ... + gamma^{n-1-i} r_n.
-    w : Tensor, shape (B, d)
-        w + (beta / n) sum_i e_i phi_V(s_i).
+    lam, w : Tensor, shape (B, m) and (B, d)
+        lambda + (alpha / n) sum_i gamma^i e_i g_lambda(s_i, a_i), and w + (beta / n) sum_i e_i
+        phi_V(s_i), with e_i = G_i - w^T phi_V(s_i) and G_i = r_{i+1} + gamma r_{i+2} + ... +
+        gamma^{n-1-i} r_n.
     """
     check_tensors(w=(w, "B d"), phi_v=(phi_v, "B n d"), rewards=(rewards, "B n"))
     check_discount(discount, rewards)
@@ -358,12 +320,8 @@ def td_system(
 ) -> tuple[Tensor, Tensor]:
     """Return the A and b by which batch TD and SARSA are affine: w' = w + alpha (b - A w).
 
-    Returns
-    -------
-    A : Tensor, shape (B, d, d)
-        (1 / n) sum_i phi_i (phi_i - gamma phi_next_i)^T, in general not symmetric.
-    b : Tensor, shape (B, d)
-        (1 / n) sum_i r_{i+1} phi_i.
+    A = (1 / n) sum_i phi_i (phi_i - gamma phi_next_i)^T, (B, d, d), is in general not symmetric,
+    and b = (1 / n) sum_i r_{i+1} phi_i, (B, d).
     """
     sizes = check_tensors(
         phi=(phi, "B n d"), phi_next=(phi_next, "B n d"), rewards=(rewards, "B n")
@@ -381,13 +339,8 @@ def least_squares_td(
     w by a combination of phi_0, ..., phi_{n-1}, shape (B, d): the limit of infinitely many SARSA
     (or TD) updates on this window, where there is one. If A is regular this is LSTD (Bradtke and
     Barto, 1996), whatever w is. If it is not, as for n < d, directions that no phi_i sees keep
-    their w.
-
-    Raises
-    ------
-    ValueError
-        If an argument is wrong, or the equations of some window are singular, or so nearly that
-        rounding `phi` and `phi_next` could make them so.
+    their w. A ValueError says that the equations of some window are singular, or so nearly that
+    rounding `phi` and `phi_next` could make them so.
     """
     errors = td_errors(w, phi, phi_next, rewards, discount)
     n, d = phi.shape[1:]

@@ -54,28 +54,21 @@ def from_gymnasium(
 ) -> TabularMDP:
     """Read an environment's own transition table as one MDP, with an absorbing terminal state.
 
-    Two entries of the table that lead from (s, a) to the same state are added. If they pay
-    different rewards (`FrozenLake` beside a hole and the goal, `CliffWalking` on slippery ground
-    beside the cliff), the reward is their mean given the next state, which leaves every value and
-    every mean update as it is. A limit on the number of steps is not part of the table.
+    States and actions keep the environment's numbering, and the terminal state is the last one. Two
+    entries of the table that lead from (s, a) to the same state are added. If they pay different
+    rewards (`FrozenLake` beside a hole and the goal, `CliffWalking` on slippery ground beside the
+    cliff), the reward is their mean given the next state, which leaves every value and every mean
+    update as it is. A limit on the number of steps is not part of the table.
 
     Parameters
     ----------
     environment : str or gymnasium.Env
-        An environment with a table ``P[s][a]`` of (probability, next state, reward, terminated)
-        and an ``initial_state_distrib``, as those of ``gymnasium.envs.toy_text``; or its name.
-    discount : float
-        The discount gamma, as of `TabularMDP`; Gymnasium has none.
-    dtype : torch.dtype
-        Floating-point type of the result.
+        An environment with a table ``P[s][a]`` of (probability, next state, reward, terminated) and
+        an ``initial_state_distrib``, as those of ``gymnasium.envs.toy_text``; or its name.
+    discount, dtype
+        The discount gamma, as of `TabularMDP`, for Gymnasium has none; type of the result.
     **options
         What ``gymnasium.make`` is given along with a name.
-
-    Returns
-    -------
-    TabularMDP
-        B = 1 MDP with the environment's states and actions in its own numbering, and the terminal
-        state as the last one.
 
     Raises
     ------
@@ -160,16 +153,8 @@ def _distribution(name: str, given: Any, n_states: int) -> np.ndarray:
 def restarting(mdp: TabularMDP) -> TabularMDP:
     """Let the terminal state lead to the initial distribution, with reward 0, under every action.
 
-    Parameters
-    ----------
-    mdp : TabularMDP
-        MDPs with a terminal state. If they name none, the last state has to be one: lead to itself
-        and pay nothing.
-
-    Returns
-    -------
-    TabularMDP
-        MDPs whose experience never ends, for the loop to act in, with the values of `mdp`.
+    So experience never ends, for the loop to act in, and values stay as they are. Where `mdp` names
+    no terminal state, the last one has to be one: lead to itself and pay nothing.
     """
     check_instance("mdp", mdp, TabularMDP)
     terminal = mdp.terminal
@@ -197,29 +182,13 @@ def zero_at_terminal(features: Tensor) -> Tensor:
 
 
 def to_gymnasium(mdp: TabularMDP, *, index: int = 0, terminal: int | None = None) -> gymnasium.Env:
-    """Wrap one MDP as an environment of Gymnasium.
+    """Wrap the MDP `index` of a batch as an environment of Gymnasium.
 
-    Parameters
-    ----------
-    mdp : TabularMDP
-        A batch of MDPs. The discount stays behind: Gymnasium has none.
-    index : int
-        Which MDP of the batch.
-    terminal : int, optional
-        A state whose entering ends the episode; by default that of `mdp`, if it has one.
-
-    Returns
-    -------
-    gymnasium.Env
-        States and actions are ``Discrete`` observations and actions. The environment has a table
-        ``P`` and an ``initial_state_distrib`` of its own, so that `from_gymnasium` reads it back.
-
-    Raises
-    ------
-    ModuleNotFoundError
-        If Gymnasium is not installed.
-    ValueError
-        If `index` or `terminal` does not exist.
+    States and actions are ``Discrete`` observations and actions. The environment has a table ``P``
+    and an ``initial_state_distrib`` of its own, so that `from_gymnasium` reads it back; the
+    discount stays behind, for Gymnasium has none. An episode ends where `terminal` is entered, by
+    default the terminal state of `mdp`, if it has one. A ModuleNotFoundError says that Gymnasium is
+    not installed, a ValueError that there is no such `index` or `terminal`.
     """
     check_instance("mdp", mdp, TabularMDP)
     if terminal is None:
@@ -240,36 +209,27 @@ class Agent:
 
     ::
 
-        state, _ = environment.reset()
-        for _ in range(n_steps):
-            state, reward, terminated, truncated, _ = environment.step(agent.act(state))
-            agent.see(reward, state, terminated, truncated)
-            if terminated or truncated:
-                state, _ = environment.reset()
+        state, _ = environment.reset() for _ in range(n_steps): state, reward, terminated,
+        truncated, _ = environment.step(agent.act(state)) agent.see(reward, state, terminated,
+        truncated) if terminated or truncated: state, _ = environment.reset()
 
     Its windows are those of a restarting world: a step with `terminated` leads to the terminal
     state, whatever state the environment names, and from there a transition with reward 0 leads to
     the next first state. A step with `truncated` ends the window: its last state is bootstrapped
-    from, and the way to the next first state is no transition. The update of such a short window
-    is scaled, so that every transition moves the parameters as far as in a full one.
+    from, and the way to the next first state is no transition. The update of such a short window is
+    scaled, so that every transition moves the parameters as far as in a full one.
 
     Parameters
     ----------
-    algorithm : Algorithm
-        Says how parameters act and what a window shows.
+    algorithm, update, generator
+        As of `icrl_lib.loop.interact`.
     features : Tensor or tuple of Tensor
         What ``algorithm.draw_features`` returns for one MDP, B = 1, whose last state is the
         terminal one; see `zero_at_terminal`.
-    update : callable
-        ``algorithm.teach``, or a block.
-    discount : float
-        The discount gamma, in [0, 1).
-    window : int
-        Number of transitions, restarts included, between two updates.
+    discount, window : float, int
+        Gamma, in [0, 1), and the number of transitions, restarts included, between two updates.
     parameters : Tensor, shape (1, p), optional
         Parameters to begin with, by default 0; the attribute holds those after the last update.
-    generator : torch.Generator
-        Source of randomness.
     """
 
     algorithm: Algorithm
