@@ -49,7 +49,7 @@ from icrl_lib import (
     zoo,
 )
 from icrl_lib.book import claims, interactive, plotting
-from icrl_lib.classroom import homework
+from icrl_lib.classroom import given
 from icrl_lib.experiments import paper
 from icrl_lib.mdps import concatenate as join
 
@@ -548,18 +548,10 @@ ROWS = {
         },
     ),
     "flow.tangent": Row(flow.tangent, {"c": SCALE, **STAR}),
-    "classroom.homework.accepts": Row(
-        homework.accepts,
-        {
-            "name": Argument("A1.by_hand", {"unknown": "A1.nothing", "none": "A1"}),
-            "answer": Argument(1.1, {}),
-            "seed": a_count(1, 0),
-            "instances": a_count(2),
-        },
+    "classroom.given.broken_construction": Row(
+        given.broken_construction, {"d": a_count(3), "alpha": STEP}
     ),
-    "classroom.homework.questions": Row(
-        homework.questions, {"assignment": anything("A1", "A9", "a1", [])}
-    ),
+    "classroom.given.star": Row(given.star, {"d": a_count(3), "alpha": STEP}),
     "in_context_td.Settings": settings(
         in_context_td.Settings,
         depth=a_count(2),
@@ -1065,26 +1057,21 @@ ROWS = {
 
 RECORDS = "a record: what it holds is checked where it is used"
 INNER = "part of every step of a window: what it is given has been checked"
-REFERENCE = "a reference of the assignments: it is called with what homework.py draws"
+SENT = "answers and questions as data, in any form: tests/test_classroom.py"
+TOY = "called with what a question draws"
 ABSTRACT = "abstract"
 MODULES_WITHOUT = {
     "experiments.bench": "measures, for the command line: tests/test_bench.py",
     "experiments._files": "reads and writes for its wing: tests/test_paper.py",
     "checks": "the checks themselves: tests/test_checks.py",
-    "classroom.questions_": REFERENCE,
+    "classroom.exchange": SENT,
+    "classroom.homework": SENT,
 }
 WITHOUT = {
+    "classroom.given.apply_head": "`attention.reduced_update` under the names of an assignment",
+    "classroom.given.parts_of_algorithm_1": TOY,
+    "classroom.given.parts_of_the_loop": TOY,
     "algorithms.Algorithm": ABSTRACT,
-    "classroom.homework.Choices": RECORDS,
-    "classroom.homework.Number": RECORDS,
-    "classroom.homework.Question": RECORDS,
-    "classroom.homework.check": "tells what is wrong with an answer: tests/test_classroom.py",
-    "classroom.homework.integer": REFERENCE,
-    "classroom.homework.number": REFERENCE,
-    "classroom.homework.push": REFERENCE,
-    "classroom.homework.td_errors": REFERENCE,
-    "classroom.homework.uniform": REFERENCE,
-    "classroom.homework.window": REFERENCE,
     "families.Family": ABSTRACT,
     "mdps.cumulative": INNER,
     "prompts.in_between": INNER,

@@ -3,388 +3,316 @@
 from __future__ import annotations
 
 import argparse
-import ast
 import contextlib
-import csv
+import copy
 import dataclasses
-import html
-import io
+import datetime
+import fcntl
+import fnmatch
+import hashlib
 import json
 import os
 import re
-import resource
-import shutil
 import signal
-import subprocess
 import sys
-import tempfile
-import zipfile
-from concurrent.futures import ThreadPoolExecutor
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-import nbformat
-import notebooks
-import psutil
-from tqdm import tqdm
+warnings.simplefilter("ignore")  # before what is imported: -W error is no reason to fail a class
 
-ROOT = Path(__file__).resolve().parent.parent
-ASSIGNMENTS = ROOT / "book" / "assignments"
-MASTERS = ASSIGNMENTS / "masters"
-OUTPUT = ROOT / "_build" / "classroom"
+import nbformat  # noqa: E402
+import torch  # noqa: E402
+from grading import grades, masters, sheets, submissions, tables  # noqa: E402
+from grading.grades import Grade  # noqa: E402
+from grading.masters import distribute  # noqa: E402
+from grading.sandbox import INTERRUPTED, Limits, Sandbox  # noqa: E402
+from grading.sheets import PUBLIC_COURSE, Course  # noqa: E402
+from grading.submissions import Student, Submission  # noqa: E402
+from tqdm import tqdm  # noqa: E402
 
-TIME_LIMIT = 120
-"""Seconds that one submission may take."""
-MEMORY_LIMIT = 8 * 2**30
-"""Bytes of address space of one process of a submission."""
-FILE_LIMIT = 64 * 2**20
-"""Bytes that a submission may write to one file; what it prints is one."""
-REASON_LIMIT = 400
-"""Characters of a reason in the table."""
+from icrl_lib.classroom import homework  # noqa: E402
 
-
-UNTOUCHED = """\
-import sys
-for name in [name for name in sys.modules if name.partition(".")[0] == "icrl_lib"]:
-    del sys.modules[name]
-from icrl_lib.classroom import homework
-"""
-"""How a hidden test begins: whatever a notebook has put in the place of a check is undone."""
-
-
-def masters() -> list[Path]:
-    """Return the master notebooks, in order."""
-    return sorted(MASTERS.glob("A*.ipynb"))
+OUTPUT = masters.ROOT / "_build" / "classroom"
+DUPLICATES = ("last", "best")
 
 
 # --- the students' versions
 
 
-@dataclasses.dataclass(frozen=True)
-class Distribution:
-    """What otter makes of a master notebook.
+def generate(
+    output: Path = OUTPUT,
+    course: Course = PUBLIC_COURSE,
+    students: Sequence[Student] = (),
+) -> None:
+    """Write students' notebooks, solutions and archives.
 
     Parameters
     ----------
-    name : str
-        Stem of the master's file, "A1_sarsa" for example.
-    student, solution : NotebookNode
-        The notebook without and with solutions.
-    archive : bytes
-        The autograder: a zip file with the hidden tests, also in the layout of Gradescope.
+    output : Path
+        Where solutions and archives go.
+    course : Course
+        The public one's students' notebooks stand beside the book, others' in `output`.
+    students : sequence of Student
+        Those who get notebooks of their own, with their own numbers.
     """
-
-    name: str
-    student: nbformat.NotebookNode
-    solution: nbformat.NotebookNode
-    archive: bytes
-
-
-def distribute(master: Path) -> Distribution:
-    """Run ``otter assign`` on a master notebook, its solutions against its tests included."""
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / master.name
-        notebook = nbformat.read(master, as_version=4)
-        student_path = ASSIGNMENTS / master.name
-        notebooks.set_address(notebook, student_path)
-        for cell in notebook.cells:
-            if cell.source.startswith("# ASSIGNMENT CONFIG"):
-                cell.source += f'\nrequirements:\n  - "{notebooks.requirement()}"'
-            elif cell.cell_type == "code" and "# END TEST CONFIG" in cell.source:
-                head, mark, tests = cell.source.partition("# END TEST CONFIG\n")
-                cell.source = f"{head}{mark}{UNTOUCHED}{tests}"
-        nbformat.write(notebook, source)
-        command = [sys.executable, "-m", "otter", "assign", "--no-pdfs", source.name, "dist"]
-        run = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=_quiet())
-        if run.returncode:
-            raise RuntimeError(f"{master.name}: otter assign failed\n{run.stdout}\n{run.stderr}")
-        dist = Path(folder) / "dist"
-        student, solution = (
-            nbformat.read(dist / kind / master.name, as_version=4)
-            for kind in ("student", "autograder")
-        )
-        (archive,) = dist.glob("autograder/*.zip")
-        name = student.metadata.otter.assignment_name
-        for made in (student, solution):
-            notebooks.normalise(made)
-            for cell in made.cells:
-                if cell.cell_type == "code":
-                    cell.outputs, cell.execution_count = [], None
-        # Otter recognises a submission by this; the tests themselves stay in the archive.
-        student.metadata["otter"] = {"assignment_name": name}
-        return Distribution(master.stem, student, solution, archive.read_bytes())
-
-
-def generate(output: Path = OUTPUT) -> None:
-    """Write the students' notebooks beside the book, solutions and archives to `output`."""
+    output = output / _file_name(course.name) if course.name else output
     output.mkdir(parents=True, exist_ok=True)
-    for master in masters():
-        made = distribute(master)
-        nbformat.write(made.student, ASSIGNMENTS / master.name)
+    if not course.name:
+        write_public_sheet()
+    for master in masters.masters():
+        made = distribute(master, course)
+        beside = output if course.name else masters.ASSIGNMENTS
+        nbformat.write(made.student, beside / master.name)
         nbformat.write(made.solution, output / f"{made.name}-solution.ipynb")
         (output / f"{made.name}-autograder.zip").write_bytes(made.archive)
+        for student in students:
+            folder = output / "students" / _file_name(student.id)
+            folder.mkdir(parents=True, exist_ok=True)
+            own = for_student(made.student, master, course, student)
+            nbformat.write(own, folder / master.name)
         print(f"{master.stem}: student notebook, solution, autograder")
     print(f"Solutions and autograders are in {output}")
+
+
+def write_public_sheet() -> None:
+    """Write the sheet of public instances, unless the one that is there says the same."""
+    sheet = json.loads(json.dumps(sheets.public_sheet()))
+    try:
+        kept = homework.Checks().sheet
+    except (OSError, ValueError):
+        kept = None
+    if kept != sheet:
+        homework.PUBLIC.write_text(homework.pack(sheet), encoding="ascii")
+
+
+def for_student(
+    notebook: nbformat.NotebookNode, master: Path, course: Course, student: Student
+) -> nbformat.NotebookNode:
+    """Return a student's notebook with the numbers of that student in it.
+
+    Two texts of the master differ between a course and one of its students: what the questions say,
+    and the sheet that the checks read.
+    """
+    assignment = masters.assignment_of(master)
+    own = dataclasses.replace(course, student=student.id)
+    notebook = copy.deepcopy(notebook)
+    pairs = zip(*(masters.master(master, one).cells for one in (course, own)), strict=True)
+    changed = {a.source.strip(): b.source.strip() for a, b in pairs if a.source != b.source}
+    shared, differing = (sheets.public_sheet(one, assignment) for one in (course, own))
+    for cell in notebook.cells:
+        cell.source = changed.get(cell.source.strip(), cell.source)
+        cell.source = cell.source.replace(homework.pack(shared), homework.pack(differing))
+    return notebook
 
 
 # --- grading
 
 
 @dataclasses.dataclass(frozen=True)
-class Grade:
-    """What a submission earned.
+class Options:
+    """How a class is graded.
 
     Parameters
     ----------
-    submission : str
-        Name of its file.
+    course : Course
+        Whose instances are asked.
+    roster : tuple of Student
+        The class; may be empty.
+    per_student : bool
+        Whether every student of the roster has numbers of their own.
     assignment : str
-        "A1", or empty if it is unknown.
-    points : dict of str to float
-        Points by question.
-    possible : dict of str to float
-        Points that each question is worth, those graded by hand left out.
-    status : str
-        "graded", or in one word why not.
-    reason : str
-        What happened, for a person to read.
-    feedback : dict of str to list of str
-        What each question's failed tests say.
+        What a notebook belongs to if it does not say so itself.
+    duplicates : str
+        Which of a student's submissions counts, "last" or "best".
+    due : float or None
+        When submissions are late, in seconds since 1970.
+    only : tuple of str
+        Patterns of paths or students; if there are any, those are graded again and no others.
+    regrade : bool
+        Whether to grade what has been graded before.
+    jobs : int
+        Submissions at a time.
+    limits : Limits
+        What each may use.
+    sandbox : bool
+        Whether to use bubblewrap if it is there.
     """
 
-    submission: str
-    assignment: str
-    points: dict[str, float]
-    possible: dict[str, float]
-    status: str
-    reason: str = ""
-    feedback: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+    course: Course = PUBLIC_COURSE
+    roster: tuple[Student, ...] = ()
+    per_student: bool = False
+    assignment: str = ""
+    duplicates: str = "last"
+    due: float | None = None
+    only: tuple[str, ...] = ()
+    regrade: bool = False
+    jobs: int = 2
+    limits: Limits = dataclasses.field(default_factory=Limits)
+    sandbox: bool = True
 
-    @property
-    def total(self) -> float:
-        """All points together."""
-        return sum(self.points.values())
+
+DEFAULTS = Options()
 
 
 def grade(
-    folder: Path, output: Path = OUTPUT / "grades", jobs: int = 2, seconds: int = TIME_LIMIT
-) -> list[Grade]:
-    """Grade every notebook of a folder; write grades.csv and a page of feedback for each.
+    folder: Path,
+    output: Path = OUTPUT / "grades",
+    options: Options = DEFAULTS,
+) -> list[tables.Row]:
+    """Grade what a folder holds; write tables and a page of feedback for each submission.
 
-    All submissions and archives are read before the first one is run, each runs in a process group
-    and an empty folder of its own, with its own copy of `icrl_lib`, and grades are kept here until
-    the last one is done: what one submission does to files reaches no other's grade.
+    Every grade is kept as soon as it is known, and a second run goes on where the first was ended.
+    What one submission does reaches no other's grade: it runs in a sandbox, which returns data.
     """
-    paths = sorted(
-        path for path in folder.glob("**/*.ipynb") if ".ipynb_checkpoints" not in str(path)
-    )
-    if not paths:
+    found = submissions.collect(folder, output)
+    if not any(one.status != "ignored" for one in found):
         raise ValueError(f"submissions: expected a folder with notebooks, found none in {folder}")
-    submissions = {str(path.relative_to(folder)): path.read_bytes() for path in paths}
-    archives = {
-        made.student.metadata.otter.assignment_name: made.archive
-        for made in map(distribute, masters())
-    }
-
-    def one(item: tuple[str, bytes]) -> Grade:
-        return _grade_one(*item, archives, seconds)
-
-    with ThreadPoolExecutor(jobs) as pool:
-        runs = pool.map(one, submissions.items())
-        grades = list(tqdm(runs, total=len(submissions), desc="grading", unit=" notebooks"))
-    _write(grades, output)
-    return grades
+    output.mkdir(parents=True, exist_ok=True)
+    (output / tables.PAGES).mkdir(exist_ok=True)
+    with _alone(output):
+        return _grade_all(found, output, options)
 
 
-def _grade_one(name: str, content: bytes, archives: dict[str, bytes], seconds: int) -> Grade:
+def _grade_all(found: list[Submission], output: Path, options: Options) -> list[tables.Row]:
+    awarded = tables.read_awarded(output)
+    sandbox = Sandbox(options.limits, "bwrap" if options.sandbox else None)
+    if sandbox.unprotected:
+        _warn(sandbox)
+    journal = tables.Journal(output, _version(options.course))
+    whose = {one.path: submissions.find(options.roster, one) for one in found}
+    keys = {one.path: _key(one, whose[one.path], options) for one in found}
+    todo = [one for one in found if _is_due(one, whose[one.path], keys, journal, options)]
+
+    def one(submission: Submission) -> Grade:
+        student = whose[submission.path]
+        own = student.id if options.per_student and student else ""
+        course = dataclasses.replace(options.course, student=own)
+        return grades.grade(submission, course, sandbox, options.assignment)
+
+    def written(*, pages: Sequence[str] | None = None) -> list[tables.Row]:
+        known = [s for s in found if keys[s.path] in journal.grades]
+        rows = _rows(known, whose, {s.path: journal.grades[keys[s.path]] for s in known}, options)
+        tables.tables(output, rows, options.roster, awarded)
+        for row in rows:
+            if pages is None or row.submission.path in pages:
+                tables.write(output / tables.PAGES / row.page, tables.page(row, awarded))
+        return rows
+
+    pool = ThreadPoolExecutor(options.jobs)
     try:
-        notebook = nbformat.reads(content.decode(), as_version=4)
-        nbformat.validate(notebook)
-        assignment = notebook.metadata.get("otter", {}).get("assignment_name", "")
-    except Exception as error:
-        return Grade(name, "", {}, {}, "unreadable", f"not a notebook: {error}"[:REASON_LIMIT])
-    if assignment not in archives:
-        reason = f"expected one of {', '.join(archives)} in its metadata, got {assignment!r}"
-        return Grade(name, "", {}, {}, "unknown", reason)
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place:
-        return _run(name, assignment, notebook, archives[assignment], Path(place), seconds)
-
-
-def _run(
-    name: str,
-    assignment: str,
-    notebook: nbformat.NotebookNode,
-    archive: bytes,
-    place: Path,
-    seconds: int,
-) -> Grade:
-    """Run one submission in `place` and read what otter says of it."""
-    for folder in ("home", "tmp", "out", "library"):
-        (place / folder).mkdir()
-    shutil.copytree(ROOT / "icrl_lib", place / "library" / "icrl_lib")
-    library = _library(place / "library" / "icrl_lib")
-    (place / "autograder.zip").write_bytes(archive)
-    _strip(notebook)
-    notebook.metadata["otter"] = {"assignment_name": assignment}
-    nbformat.write(notebook, place / "submission.ipynb")
-    environment = _quiet() | {
-        "HOME": str(place / "home"),
-        "TMPDIR": str(place / "tmp"),
-        "PYTHONPATH": str(place / "library"),
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "MPLBACKEND": "agg",
-    }
-    otter = "-m otter run --no-logo -a autograder.zip -o out submission.ipynb"
-    command = [sys.executable, *otter.split()]
-    with (place / "log").open("wb") as log:
-        process = subprocess.Popen(
-            command, cwd=place, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-            start_new_session=True, preexec_fn=_limits,
-        )  # fmt: skip
-        try:
-            process.wait(seconds)
-            timed_out = False
-        except subprocess.TimeoutExpired:
-            timed_out = True
-        finally:
-            _end(process)
-    possible = _possible(archive)
-    nothing = dict.fromkeys(possible, 0.0)
-    if timed_out:
-        reason = f"stopped after {seconds} s; does a cell loop for ever or wait for input?"
-        return Grade(name, assignment, nothing, possible, "time limit", reason)
-    if _library(place / "library" / "icrl_lib") != library:
-        reason = "the notebook changed files of the library that checks it"
-        return Grade(name, assignment, nothing, possible, "tampered", reason)
-    try:
-        results = json.loads((place / "out" / "results.json").read_text())
-        return _read(name, assignment, possible, results)
-    except (OSError, ValueError, KeyError):
-        log = place / "log"
-        said = log.read_text(errors="replace").split("\n") if log.exists() else []
-        last = next((line.strip() for line in reversed(said) if line.strip()), "it said nothing")
-        reason = f"no result, the kernel ended before the tests ran: {last}"[:REASON_LIMIT]
-        return Grade(name, assignment, nothing, possible, "crashed", reason)
-
-
-def _read(name: str, assignment: str, possible: dict[str, float], results: dict) -> Grade:
-    """Read otter's results; a question it says nothing about earns nothing."""
-    points, feedback = dict.fromkeys(possible, 0.0), {}
-    missing = possible.keys() - {test["name"] for test in results["tests"]}
-    if missing:
-        questions = ", ".join(sorted(missing))
-        reason = f"no result for {questions}: did the notebook delete files, or end early?"
-        return Grade(name, assignment, points, possible, "crashed", reason)
-    for test in results["tests"]:
-        question = test["name"]
-        if question not in possible:
-            continue
-        points[question] = min(max(float(test["score"]), 0.0), possible[question])
-        found = re.findall(r"message: (.*)|AssertionError: (.*)", test["output"])
-        feedback[question] = [line for pair in found for line in pair if line]
-    return Grade(name, assignment, points, possible, "graded", "", feedback)
-
-
-def _possible(archive: bytes) -> dict[str, float]:
-    """Return the points of each question that an archive tests."""
-    points = {}
-    with zipfile.ZipFile(io.BytesIO(archive)) as files:
-        for name in sorted(files.namelist()):
-            if name.startswith("tests/"):
-                _, _, source = files.read(name).decode().partition("test = ")
-                test = ast.literal_eval(source.strip())
-                points[test["name"]] = float(test["points"])
-    return points
-
-
-def _strip(notebook: nbformat.NotebookNode) -> None:
-    """Drop what says how a notebook is to be tested: the archive alone says it."""
-    notebook.metadata = nbformat.from_dict(notebooks.KERNEL)
-    for cell in notebook.cells:
-        cell.metadata = nbformat.from_dict({})
-        if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = [], None
-
-
-def _library(folder: Path) -> dict[str, bytes]:
-    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*.py"))}
-
-
-def _quiet() -> dict[str, str]:
-    """Return the environment of a child: one thread each, and no word of what is no news."""
-    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-
-
-def _limits() -> None:
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_LIMIT, FILE_LIMIT))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
-
-def _end(process: subprocess.Popen) -> None:
-    """End a submission with all its descendants; its kernel has a process group of its own."""
-    try:
-        family = psutil.Process(process.pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        family = []
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    for member in family:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            member.kill()
-    process.wait()
-
-
-def _write(grades: list[Grade], output: Path) -> None:
-    pages = output / "feedback"
-    pages.mkdir(parents=True, exist_ok=True)
-    questions = sorted({question for grade in grades for question in grade.possible})
-    with (output / "grades.csv").open("w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(
-            ["submission", "assignment", "status", "points", "possible", *questions, "reason"]
-        )
-        for grade in grades:
-            points = [f"{grade.points[q]:g}" if q in grade.points else "" for q in questions]
-            possible = sum(grade.possible.values())
-            table.writerow([grade.submission, grade.assignment, grade.status, f"{grade.total:g}",
-                            f"{possible:g}", *points, grade.reason])  # fmt: skip
-    for grade in grades:
-        page = pages / f"{grade.submission.removesuffix('.ipynb').replace(os.sep, '_')}.html"
-        page.write_text(_page(grade))
-    print(f"{len(grades)} submissions: {output / 'grades.csv'}, feedback in {pages}")
-
-
-def _page(grade: Grade) -> str:
-    """Return the page of feedback for one student."""
-    rows = []
-    for question, possible in grade.possible.items():
-        said = "<br>".join(map(html.escape, grade.feedback.get(question, []))) or "&nbsp;"
-        rows.append(
-            f"<tr><th scope=row>{html.escape(question)}</th>"
-            f"<td>{grade.points[question]:g} of {possible:g}</td><td>{said}</td></tr>"
-        )
-    title = html.escape(f"{grade.submission}: {grade.assignment or 'unknown assignment'}")
-    status = (
-        ""
-        if grade.status == "graded"
-        else f"<p><b>{grade.status}</b>: {html.escape(grade.reason)}</p>"
+        running = {pool.submit(one, submission): submission for submission in todo}
+        for done in tqdm(
+            as_completed(running), total=len(todo), desc="grading", unit=" notebooks",
+            disable=not todo,
+        ):  # fmt: skip
+            submission, made = running[done], done.result()
+            if made.reason != INTERRUPTED:
+                journal.add(keys[submission.path], made)
+                written(pages=[submission.path])
+    finally:
+        sandbox.stop.set()
+        pool.shutdown(cancel_futures=True)
+    rows = written()
+    tables.derivations(output, rows, awarded)
+    current = {row.page for row in rows}
+    for stale in (output / tables.PAGES).glob("*.html"):
+        if stale.name not in current:
+            stale.unlink()
+    counts = Counter(row.grade.status for row in rows)
+    said = ", ".join(f"{count} {status}" for status, count in counts.most_common())
+    print(
+        f"{len(rows)} submissions ({said}): tables in {output}, feedback in {output / 'feedback'}"
     )
-    return f"""\
-<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{title}</title>
-<style>body {{font: 16px/1.5 sans-serif; max-width: 50em; margin: 2em auto; padding: 0 1em}}
-table {{border-collapse: collapse}}
-th, td {{border: 1px solid; padding: .3em .6em; text-align: left; vertical-align: top}}</style>
-<h1>{title}</h1>
-<p>{grade.total:g} of {sum(grade.possible.values()):g} points, without what is graded by hand.</p>
-{status}
-<table><tr><th>Question</th><th>Points</th><th>What the tests say</th></tr>
-{"".join(rows)}</table></html>
-"""
+    return rows
 
 
-def main() -> None:
+def _is_due(
+    one: Submission, student: Student | None, keys: dict[str, str], journal: tables.Journal,
+    options: Options,
+) -> bool:  # fmt: skip
+    """Tell whether a submission has to be graded now."""
+    if options.only:
+        names = (one.path, one.who, student.id if student else "")
+        return any(fnmatch.fnmatchcase(n, p) or p == n for n in names for p in options.only)
+    return options.regrade or keys[one.path] not in journal.grades
+
+
+def _key(one: Submission, student: Student | None, options: Options) -> str:
+    own = student.id if options.per_student and student else ""
+    words = "\0".join([one.path, one.key, own, options.assignment])
+    return hashlib.sha256(words.encode("utf-8", "replace")).hexdigest()
+
+
+def _rows(
+    found: list[Submission], whose: dict[str, Student | None], made: dict[str, Grade],
+    options: Options,
+) -> list[tables.Row]:  # fmt: skip
+    """Return the rows of the tables: late ones are marked, and of duplicates all but one."""
+    rows = [
+        tables.Row(s, made[s.path], whose[s.path], s.late or _is_late(s, options.due))
+        for s in found
+    ]
+    best: dict[tuple[str, str], tables.Row] = {}
+    for row in rows:
+        key = (row.who, row.grade.assignment)
+        if row.grade.assignment and (
+            key not in best or _rank(row, options) >= _rank(best[key], options)
+        ):
+            best[key] = row
+    chosen = {id(row) for row in best.values()}
+    return [dataclasses.replace(row, counts=id(row) in chosen) for row in rows]
+
+
+def _rank(row: tables.Row, options: Options) -> tuple[float, float, int]:
+    """Return by what duplicates are compared: points if the best counts, then time, then number."""
+    number = re.search(r"[-( ](\d+)\)?\.ipynb", row.submission.path.lower())
+    points = row.grade.total if options.duplicates == "best" else 0.0
+    return points, row.submission.modified, int(number[1][:9]) if number else 0
+
+
+def _is_late(one: Submission, due: float | None) -> bool:
+    return due is not None and one.modified > due
+
+
+def _version(course: Course) -> str:
+    """Return a digest of what grades depend on beside the submissions."""
+    folders = (masters.ROOT / "icrl_lib", Path(grades.__file__).parent, masters.MASTERS)
+    sources = sorted(p for f in folders for p in f.rglob("*") if p.suffix in (".py", ".ipynb"))
+    parts = [course.name, torch.__version__, *(path.read_text("utf-8") for path in sources)]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def _warn(sandbox: Sandbox) -> None:
+    print(f"NO SANDBOX: {sandbox.why}.", file=sys.stderr)
+    print("Points are safe from submissions all the same, but each of them can", file=sys.stderr)
+    for can in sandbox.unprotected:
+        print(f"  - {can}", file=sys.stderr)
+    print("The guide, book/assignments/guide.md, says how to install bubblewrap.", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _alone(output: Path) -> Iterator[None]:
+    """Refuse a second run on the same output."""
+    with (output / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"output: another run is writing to {output}") from None
+        yield
+
+
+def _file_name(name: str) -> str:
+    """Return a name of a course or a student as one of a file."""
+    return re.sub(r"[^\w.-]+", "_", name).strip(".") or "_"
+
+
+# --- the command line
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(dest="task", required=True)
@@ -394,26 +322,94 @@ def main() -> None:
     command.add_argument(
         "--output", type=Path, default=OUTPUT, help="folder for solutions and autograders"
     )
-    command = commands.add_parser("grade", help="grade a folder of notebooks")
     command.add_argument(
-        "submissions", type=Path, help="folder, searched for notebooks at any depth"
+        "--course", default="", help="a course's name: numbers and slots of its own"
     )
+    command.add_argument(
+        "--per-student", type=Path, metavar="ROSTER", help="notebooks with numbers for each student"
+    )
+    command = commands.add_parser("grade", help="grade a folder or a zip file of notebooks")
+    command.add_argument("submissions", type=Path, help="searched for notebooks at any depth")
     command.add_argument(
         "--output", type=Path, default=OUTPUT / "grades", help="folder for the results"
     )
-    command.add_argument("--jobs", type=int, default=2, help="submissions at a time; default 2")
+    command.add_argument("--roster", type=Path, help="CSV file with the columns id, name, pattern")
     command.add_argument(
-        "--seconds", type=int, default=TIME_LIMIT, help=f"time limit of each; default {TIME_LIMIT}"
+        "--course", default="", help="the name that the assignments were made with"
     )
-    options = parser.parse_args()
+    command.add_argument(
+        "--per-student", action="store_true", help="every student of the roster has own numbers"
+    )
+    command.add_argument(
+        "--assignment",
+        choices=sheets.ASSIGNMENTS,
+        default="",
+        help="of notebooks that do not say it",
+    )
+    command.add_argument(
+        "--duplicates",
+        choices=DUPLICATES,
+        default="last",
+        help="which submission of a student counts",
+    )
+    command.add_argument("--due", help="time after which files are late: 2027-03-01T23:59+01:00")
+    command.add_argument(
+        "--only", action="append", default=[], metavar="PATTERN", help="grade these paths again"
+    )
+    command.add_argument("--regrade", action="store_true", help="grade everything again")
+    command.add_argument("--jobs", type=int, default=2, help="submissions at a time; default 2")
+    seconds = Limits().seconds
+    command.add_argument(
+        "--seconds", type=int, default=seconds, help=f"time limit of each; default {seconds}"
+    )
+    command.add_argument("--no-sandbox", action="store_true", help="do not use bubblewrap")
+    options = parser.parse_args(arguments)
+    os.umask(0o077 if options.task == "grade" else 0o022)
+    for ending in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(ending, signal.default_int_handler)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")
     try:
         if options.task == "generate":
-            generate(options.output)
+            students = submissions.roster(options.per_student) if options.per_student else ()
+            generate(options.output, Course(options.course), students)
         else:
-            grade(options.submissions, options.output, options.jobs, options.seconds)
-    except ValueError as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
+            grade(options.submissions, options.output, _options(options))
+    except (ValueError, OSError) as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(
+            "Stopped. What was graded is kept: the same command goes on from here.", file=sys.stderr
+        )
+        return 130
+    return 0
+
+
+def _options(given: argparse.Namespace) -> Options:
+    due = None
+    if given.due:
+        when = datetime.datetime.fromisoformat(given.due)
+        when = when if when.tzinfo else when.replace(tzinfo=datetime.timezone.utc)
+        due = when.timestamp()
+    if given.per_student and not given.roster:
+        raise ValueError("per-student: expected a roster, too")
+    if given.jobs < 1 or given.seconds < 1:
+        raise ValueError("jobs and seconds: expected at least 1")
+    return Options(
+        course=Course(given.course),
+        roster=submissions.roster(given.roster) if given.roster else (),
+        per_student=given.per_student,
+        assignment=given.assignment,
+        duplicates=given.duplicates,
+        due=due,
+        only=tuple(given.only),
+        regrade=given.regrade,
+        jobs=given.jobs,
+        limits=Limits(seconds=given.seconds),
+        sandbox=not given.no_sandbox,
+    )
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

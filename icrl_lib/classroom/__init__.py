@@ -1,5 +1,5 @@
 """Feedback on assignments: `check` says what was expected, what came, and gives a hint."""
 
-from icrl_lib.classroom.homework import check
+from icrl_lib.classroom.homework import Checks, check
 
-__all__ = ["check"]
+__all__ = ["Checks", "check"]

@@ -8,51 +8,48 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from icrl_lib import attention, teachers
-from icrl_lib.classroom.homework import (
+from grading.sheets import (
+    AnyQuestion,
     Arguments,
     Choices,
-    Number,
+    Course,
     Question,
+    discount,
+    dtype_of,
     integer,
     number,
+    probabilities,
     push,
+    sizes,
     td_errors,
     uniform,
 )
-
-QUESTIONS: dict[str, Question | Number | Choices] = {}
-"""The questions by name."""
+from icrl_lib import attention
+from icrl_lib.classroom import exchange
 
 DOUBLE = torch.float64
 
-
-def apply_head(A: Tensor, B: Tensor, tokens: Tensor, parameters: Tensor) -> Tensor:
-    """Return parameters + (1/n) sum_i (x_i^T A [1; parameters]) B x_i for tokens (N, n, k)."""
-    return attention.reduced_update(tokens, parameters, A, B)
+QUESTIONS: dict[str, AnyQuestion] = {}
+"""The questions by name; nothing in them differs from course to course but hidden instances."""
 
 
-def _pair(generator: torch.Generator, instance: int) -> Arguments:
-    k, p = integer(generator, 4, 6), integer(generator, 2, 3)
+def _pair(generator: torch.Generator, aspect: str, index: int) -> Arguments:
+    k, p = sizes(generator, aspect, index, k=4, p=2).values()
     return {
         "A": uniform(generator, k, 1 + p, dtype=DOUBLE),
         "B": uniform(generator, p, k, dtype=DOUBLE),
     }
 
 
-def _what_is_read(result: Any, arguments: Arguments) -> list[Tensor]:
-    """Return the block's output on a fixed prompt, with the entries that are read in place."""
-    P, V = result
-    k, q = arguments["A"].shape
-    for name, matrix in (("P", P), ("V", V)):
-        if not isinstance(matrix, Tensor) or matrix.shape != (k + q, k + q):
-            raise ValueError(f"{name} has to be a tensor of shape ({k + q}, {k + q})")
+def _prompts(own: Arguments) -> Any:
+    """Return prompts [x_i; 0] and [0; 1; p], whose output is compared in the rows of p."""
+    k, q = own["A"].shape
     generator = torch.Generator().manual_seed(k)
     H = torch.zeros(3, k + q, 6, dtype=DOUBLE)
     H[:, :k, :-1] = uniform(generator, 3, k, 5, dtype=DOUBLE)
     H[:, k, -1] = 1
     H[:, k + 1 :, -1] = uniform(generator, 3, q - 1, dtype=DOUBLE)
-    return [attention.linear_self_attention(H, P, V)[:, k + 1 :, -1]]
+    return {"H": exchange.packed(H), "size": k + q, "tokens": k, "rows": [k + 1, k + q]}
 
 
 def _placed(first_row: int, first_column: int) -> Callable[..., tuple[Tensor, Tensor]]:
@@ -68,7 +65,10 @@ def _placed(first_row: int, first_column: int) -> Callable[..., tuple[Tensor, Te
 QUESTIONS["place"] = Question(
     reference=lambda A, B: attention.join(A, B),
     draw=_pair,
-    outcome=_what_is_read,
+    points={"values": 1, "sizes": 0.5, "dtype": 0.5},
+    edges=4,
+    outcome="block",
+    probe=_prompts,
     mistakes={
         "the row of the constant 1 lies between the tokens' rows and those of the parameters.": (
             _placed(-1, 0)
@@ -89,24 +89,19 @@ def residual_head(d: int, alpha: float) -> tuple[Tensor, Tensor]:
     return torch.cat([A, last], 0), alpha * torch.cat([identity, -identity, zeros], 1)
 
 
-def _sarsa_sizes(generator: torch.Generator, instance: int) -> Arguments:
-    return {"d": integer(generator, 2, 4), "alpha": number(generator, 0.1, 0.9)}
+def _sarsa_sizes(generator: torch.Generator, aspect: str, index: int) -> Arguments:
+    d = 1 + index if aspect == "sizes" else integer(generator, 2, 4)
+    return {"d": d, "alpha": number(generator, 0.1, 0.9)}
 
 
-def _on_windows(result: Any, arguments: Arguments, k: int, p: int) -> Tensor:
-    """Return what a head (A, B) does to fixed windows of random tokens."""
-    A, B = result
-    for name, matrix, shape in (("A", A, (k, 1 + p)), ("B", B, (p, k))):
-        if not isinstance(matrix, Tensor) or matrix.shape != shape:
-            raise ValueError(f"{name} has to be a tensor of shape {shape}")
+def _windows(k: int, p: int, *, constant: bool = False) -> Any:
+    """Return fixed windows of random tokens, the last slot 1 if that is asked, and parameters."""
     generator = torch.Generator().manual_seed(k + p)
     tokens = uniform(generator, 4, 5, k, dtype=DOUBLE)
-    return apply_head(A.double(), B.double(), tokens, uniform(generator, 4, p, dtype=DOUBLE))
-
-
-def _residual_outcome(result: Any, arguments: Arguments) -> Tensor:
-    d = arguments["d"]
-    return _on_windows(result, arguments, 2 * d + 1, d)
+    if constant:
+        tokens[..., -1] = 1
+    parameters = uniform(generator, 4, p, dtype=DOUBLE)
+    return {"window": [exchange.packed(tokens), exchange.packed(parameters)]}
 
 
 def _residual(signs: tuple[float, float], number_sign: float = 1.0) -> Callable[..., Any]:
@@ -123,8 +118,10 @@ def _residual(signs: tuple[float, float], number_sign: float = 1.0) -> Callable[
 QUESTIONS["residual_gradient"] = Question(
     reference=residual_head,
     draw=_sarsa_sizes,
-    outcome=_residual_outcome,
-    tolerance=1e-6,
+    points={"values": 2, "sizes": 1},
+    edges=5,
+    outcome="head",
+    probe=lambda own: _windows(2 * own["d"] + 1, own["d"]),
     mistakes={
         "this is SARSA: the vector has two terms.": _residual((1, 0)),
         "the vector is phi minus the discounted next features.": _residual((1, -1)),
@@ -135,15 +132,15 @@ QUESTIONS["residual_gradient"] = Question(
 )
 
 
-def _next_actions(generator: torch.Generator, instance: int) -> Arguments:
-    dtype = torch.float32 if instance % 3 == 2 else DOUBLE
-    N, n, A, d = (integer(generator, low, low + 1) for low in (2, 3, 3, 4))
+def _next_actions(generator: torch.Generator, aspect: str, index: int) -> Arguments:
+    dtype = dtype_of(aspect, index)
+    N, n, A, d = sizes(generator, aspect, index, N=2, n=3, A=3, d=4).values()
     return {
         "phi": uniform(generator, N, n, d, dtype=dtype),
         "phi_next": uniform(generator, N, n, A, d, dtype=dtype),
-        "probabilities": uniform(generator, N, n, A, dtype=dtype).softmax(-1),
+        "probabilities": probabilities(generator, N, n, A, dtype=dtype),
         "rewards": uniform(generator, N, n, dtype=dtype),
-        "discount": number(generator, 0.3, 0.9),
+        "discount": discount(generator, aspect, index),
     }
 
 
@@ -163,6 +160,8 @@ def _greedy_tokens(phi_next: Tensor, probabilities: Tensor, **z: Any) -> Tensor:
 QUESTIONS["expected_tokens"] = Question(
     reference=expected_tokens,
     draw=_next_actions,
+    points={"values": 1, "sizes": 0.5, "dtype": 0.25, "arguments": 0.25},
+    edges=6,
     mistakes={
         "every action counts with its probability, not the likeliest alone.": _greedy_tokens,
         "every action counts with its probability, not all alike.": lambda probabilities, **z: (
@@ -188,13 +187,14 @@ QUESTIONS["expected_tokens"] = Question(
 )
 
 
-def _trace_window(generator: torch.Generator, instance: int) -> Arguments:
-    given = _next_actions(generator, instance)
+def _trace_window(generator: torch.Generator, aspect: str, index: int) -> Arguments:
+    dtype = dtype_of(aspect, index)
+    N, n, d = sizes(generator, aspect, index, N=2, n=4, d=3).values()
     return {
-        "phi": given["phi"],
-        "phi_next": given["phi_next"][:, :, 0],
-        "rewards": given["rewards"],
-        "discount": given["discount"],
+        "phi": uniform(generator, N, n, d, dtype=dtype),
+        "phi_next": uniform(generator, N, n, d, dtype=dtype),
+        "rewards": uniform(generator, N, n, dtype=dtype),
+        "discount": discount(generator, aspect, index),
         "decay": number(generator, 0.3, 0.9),
     }
 
@@ -217,6 +217,8 @@ def trace_tokens(
 QUESTIONS["trace_tokens"] = Question(
     reference=trace_tokens,
     draw=_trace_window,
+    points={"values": 1.5, "sizes": 0.5, "dtype": 0.5, "arguments": 0.5},
+    edges=5,
     mistakes={
         "a trace decays by gamma times lambda; gamma is missing.": lambda decay, **z: trace_tokens(
             decay=decay, factor=decay, **z
@@ -271,31 +273,17 @@ def centred_head(
     return A, B
 
 
-def _centred_sizes(generator: torch.Generator, instance: int) -> Arguments:
-    return _sarsa_sizes(generator, instance) | {"beta": number(generator, 0.05, 0.09)}
-
-
-def _centred_outcome(result: Any, arguments: Arguments) -> Tensor:
-    """Return what a head does to windows whose last slot is the constant 1."""
-    A, B = result
-    d = arguments["d"]
-    for name, matrix, shape in (
-        ("A", A, (2 * d + 2, 2 + d)),
-        ("B", B, (1 + d, 2 * d + 2)),
-    ):
-        if not isinstance(matrix, Tensor) or matrix.shape != shape:
-            raise ValueError(f"{name} has to be a tensor of shape {shape}")
-    generator = torch.Generator().manual_seed(d)
-    tokens = uniform(generator, 4, 5, 2 * d + 2, dtype=DOUBLE)
-    tokens[..., -1] = 1
-    return apply_head(A.double(), B.double(), tokens, uniform(generator, 4, 1 + d, dtype=DOUBLE))
+def _centred_sizes(generator: torch.Generator, aspect: str, index: int) -> Arguments:
+    return _sarsa_sizes(generator, aspect, index) | {"beta": number(generator, 0.05, 0.09)}
 
 
 QUESTIONS["centred_head"] = Question(
     reference=centred_head,
     draw=_centred_sizes,
-    outcome=_centred_outcome,
-    tolerance=1e-6,
+    points={"values": 2, "sizes": 1},
+    edges=5,
+    outcome="head",
+    probe=lambda own: _windows(2 * own["d"] + 2, 1 + own["d"], constant=True),
     mistakes={
         "the sign with which the next value enters the error.": lambda **z: centred_head(
             **z, signs=(-1, 1, 1, 1)
@@ -327,35 +315,34 @@ QUESTIONS["fits"] = Choices(
 )
 
 
-def _nothing(generator: torch.Generator, instance: int) -> Arguments:
+def _nothing(generator: torch.Generator, aspect: str, index: int) -> Arguments:
     return {}
 
 
-def _counterexample(phi: float = 1.0, spread: float = 1.0, w: float = 1.0) -> Any:
+def counterexample(phi: float = 1.0, spread: float = 1.0, w: float = 1.0) -> Any:
     features = torch.zeros(1, 1, 2, 2, dtype=DOUBLE)
     features[..., 1, 1] = spread
     first = torch.tensor([[0.0, w]], dtype=DOUBLE)
     return first, phi * torch.ones(1, 1, 2, dtype=DOUBLE), features
 
 
-def _how_far_from_affine(result: Any, _: Arguments) -> Tensor:
-    """Return 1 if Q-learning violates f(w) + f(-w) = 2 f(0) by more than 0.1 in some entry."""
-    w, phi, phi_next = result
-    rewards = torch.zeros_like(phi[..., 0])
-
-    def f(v: Tensor) -> Tensor:
-        return teachers.q_learning_update(v, phi, phi_next, rewards, 0.9, 1.0)
-
-    violation = (f(w) + f(-w) - 2 * f(torch.zeros_like(w))).abs().max()
-    return (violation > 0.1).to(DOUBLE)
-
-
 QUESTIONS["counterexample"] = Question(
-    reference=_counterexample,
+    reference=counterexample,
     draw=_nothing,
-    outcome=_how_far_from_affine,
+    points={"values": 2},
+    outcome="not affine",
     mistakes={
         "does the violation survive: is the pair that is updated without features, is w zero, "
-        "or do all next actions have the same value?": lambda: _counterexample(phi=0.0),
+        "or do all next actions have the same value?": lambda: counterexample(phi=0.0),
     },
 )
+
+
+def questions(course: Course) -> dict[str, AnyQuestion]:
+    """Return the questions of assignment 4 by name."""
+    return QUESTIONS
+
+
+def text(course: Course) -> dict[str, str]:
+    """Return what a master's notebook says of its numbers: nothing here."""
+    return {}

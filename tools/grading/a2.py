@@ -3,30 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from grading.sheets import (
+    AnyQuestion,
+    Arguments,
+    Course,
+    Number,
+    Question,
+    integer,
+    number,
+    sizes,
+    uniform,
+)
 from icrl_lib import constructions, flow
-from icrl_lib.attention import split
-from icrl_lib.classroom.homework import Arguments, Number, Question, integer, number, uniform
-
-QUESTIONS: dict[str, Question | Number] = {}
-"""The questions by name."""
+from icrl_lib.classroom.given import star
 
 DOUBLE = torch.float64
 
-
-def star(d: int, alpha: float) -> tuple[Tensor, Tensor]:
-    """Return the blocks P12* (2 d + 1, d + 1) and V21* (d, 2 d + 1) of eq. (5), in float64."""
-    blocks = split(*constructions.sarsa(d, alpha, dtype=DOUBLE), d)
-    return blocks.P12, blocks.V21
+QUESTIONS: dict[str, AnyQuestion] = {}
+"""The questions that are the same in every course."""
 
 
-def _sample(generator: torch.Generator, instance: int) -> Arguments:
-    """Draw N windows, with blocks at which the loss is not zero."""
-    N, n, k, p = (integer(generator, low, low + 2) for low in (6, 3, 4, 3))
+def _sample(generator: torch.Generator, aspect: str, index: int) -> Arguments:
+    """Draw N windows, with blocks at which the loss is not zero.
+
+    Every fourth time one coordinate is so far from its target that a difference of two losses has
+    no digits left for the derivative by P12, to which that coordinate adds nothing.
+    """
+    N, n, k, p = sizes(generator, aspect, index, N=5, n=3, k=4, p=3).values()
     shapes = {
         "tokens": (N, n, k),
         "w": (N, p),
@@ -34,7 +41,11 @@ def _sample(generator: torch.Generator, instance: int) -> Arguments:
         "P12": (k, 1 + p),
         "V21": (p, k),
     }
-    return {name: uniform(generator, *shape, dtype=DOUBLE) for name, shape in shapes.items()}
+    drawn = {name: uniform(generator, *shape, dtype=DOUBLE) for name, shape in shapes.items()}
+    if index % 4 == 3 and p > 1:
+        drawn["target"][:, 0] *= 2**24
+        drawn["V21"][0] = 0
+    return drawn
 
 
 def _parts(tokens: Tensor, w: Tensor, target: Tensor, P12: Tensor, V21: Tensor) -> list[Tensor]:
@@ -54,6 +65,8 @@ def loss(tokens: Tensor, w: Tensor, target: Tensor, P12: Tensor, V21: Tensor) ->
 QUESTIONS["loss"] = Question(
     reference=loss,
     draw=_sample,
+    points={"values": 2, "sizes": 0.5, "arguments": 0.5},
+    edges=6,
     mistakes={
         "the loss is half the squared distance.": lambda **z: 2 * loss(**z),
         "a sum over the coordinates of the parameters, a mean over windows.": (
@@ -87,6 +100,9 @@ def _gradients_without_sigma(**z: Tensor) -> tuple[Tensor, Tensor]:
 QUESTIONS["gradients"] = Question(
     reference=gradients,
     draw=_sample,
+    points={"values": 2, "sizes": 1, "dtype": 0.5, "arguments": 0.5},
+    edges=6,
+    autograd=False,
     mistakes={
         "your gradients point downhill; the gradient points uphill.": lambda **z: tuple(
             -g for g in gradients(**z)
@@ -108,37 +124,16 @@ QUESTIONS["gradients"] = Question(
 Loop = Callable[..., tuple[Tensor, Tensor]]
 
 
-def _worlds(generator: torch.Generator, instance: int) -> Arguments:
-    """Draw toy parts of Algorithm 1: pure functions whose results tell the order of calls."""
-    d = integer(generator, 2, 4)
-    table = uniform(generator, 8, d, dtype=DOUBLE)
-    rate = number(generator, 0.1, 0.4)
-
-    def draw(k: int) -> tuple[Tensor, Tensor]:
-        return table[k % 8], table[(3 * k + 1) % 8]
-
-    def act(mdp: Tensor, w: Tensor, frame: int) -> Tensor:
-        return torch.sin(mdp + w + frame)
-
-    def teach(w: Tensor, tokens: Tensor) -> Tensor:
-        return 0.7 * w + 0.5 * tokens
-
-    def block(theta: Tensor, w: Tensor, tokens: Tensor) -> Tensor:
-        return w + theta * tokens
-
-    def learn(theta: Tensor, tokens: Tensor, w: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        residual = block(theta, w, tokens) - target
-        return theta - rate * residual * tokens, 0.5 * residual.square().sum()
-
+def _worlds(generator: torch.Generator, aspect: str, index: int) -> Arguments:
+    """Draw what the toy parts of Algorithm 1 are made of."""
+    unusual = aspect == "sizes"
+    d = 1 if unusual and index == 0 else integer(generator, 2, 4)
     return {
-        "draw": draw,
-        "act": act,
-        "teach": teach,
-        "block": block,
-        "learn": learn,
+        "table": uniform(generator, 8, d, dtype=DOUBLE),
+        "rate": number(generator, 0.1, 0.4),
         "theta": uniform(generator, d, dtype=DOUBLE),
-        "n_mdps": integer(generator, 2, 3),
-        "frames": integer(generator, 2, 4),
+        "n_mdps": 1 if unusual and index == 1 else integer(generator, 2, 3),
+        "frames": 1 if unusual and index == 2 else 4,
     }
 
 
@@ -173,6 +168,9 @@ def _algorithm_1(wrong: str = "") -> Loop:
 QUESTIONS["algorithm_1"] = Question(
     reference=_algorithm_1(),
     draw=_worlds,
+    points={"values": 3, "sizes": 1},
+    edges=3,
+    toys="algorithm_1",
     mistakes={
         "the agent goes on with the teacher's parameters, not with the block's.": (
             _algorithm_1("student")
@@ -189,13 +187,22 @@ QUESTIONS["algorithm_1"] = Question(
 )
 
 
-def _near_the_manifold(generator: torch.Generator, instance: int) -> Arguments:
-    """Draw blocks near a point of the manifold, every second one with a negative scale."""
-    d, alpha = integer(generator, 2, 5), number(generator, 0.1, 0.9)
-    c = number(generator, 0.3, 2.0) * (-1 if instance % 2 else 1)
-    P12, V21 = star(d, alpha)
-    noise = [0.05 * uniform(generator, *block.shape, dtype=DOUBLE) for block in (P12, V21)]
-    return {"P12": c * P12 + noise[0], "V21": V21 / c + noise[1], "d": d, "alpha": alpha}
+def _near_the_manifold(generator: torch.Generator, aspect: str, index: int) -> Arguments:
+    """Draw blocks near a point of the manifold, every second one with a negative scale.
+
+    The quartic has two real roots. Near c = 0.3, at d = 3 and alpha = 0.9, the one of larger
+    modulus is the wrong one; elsewhere it is the right one.
+    """
+    hard = aspect == "values" and index % 4 < 2
+    d = 3 if hard else 1 if aspect == "sizes" and index == 0 else integer(generator, 2, 5)
+    alpha = 0.9 if hard else number(generator, 0.1, 0.9)
+    c = (0.3 if hard else number(generator, 0.3, 2.0)) * (-1 if index % 2 else 1)
+    size = 0.02 if hard else 0.05
+    P12, V21 = (
+        block.mul(1024).round() / 1024 + size * uniform(generator, *block.shape, dtype=DOUBLE)
+        for block in (star(d, alpha)[0] * c, star(d, alpha)[1] / c)
+    )
+    return {"P12": P12, "V21": V21, "d": d, "alpha": alpha}
 
 
 def best_scale(P12: Tensor, V21: Tensor, d: int, alpha: float) -> float:
@@ -213,15 +220,12 @@ def _scale_by_one(block: str) -> Callable[..., float]:
     return scale
 
 
-def _as_tensor(result: Any, _: Arguments) -> Tensor:
-    return torch.tensor(float(result), dtype=DOUBLE)
-
-
 QUESTIONS["best_scale"] = Question(
     reference=best_scale,
     draw=_near_the_manifold,
-    outcome=_as_tensor,
-    tolerance=1e-6,
+    outcome="number",
+    points={"values": 2, "sizes": 0.5, "arguments": 0.5},
+    edges=1,
     mistakes={
         "P12 alone gives another scale: both blocks count.": _scale_by_one("P12"),
         "V21 alone gives another scale: both blocks count.": _scale_by_one("V21"),
@@ -236,15 +240,13 @@ QUESTIONS["best_scale"] = Question(
 )
 
 
-def _initial_blocks(generator: torch.Generator, instance: int) -> Arguments:
-    d, alpha, size = (
-        integer(generator, 2, 6),
-        number(generator, 0.1, 0.9),
-        number(generator, 0.05, 1),
-    )
-    P12 = size * uniform(generator, 2 * d + 1, d + 1, dtype=DOUBLE)
-    return {"P12": P12, "V21": uniform(generator, d, 2 * d + 1, dtype=DOUBLE), "d": d,
-            "alpha": alpha}  # fmt: skip
+def _initial_blocks(generator: torch.Generator, aspect: str, index: int) -> Arguments:
+    d = 1 if aspect == "sizes" and index == 0 else integer(generator, 2, 6)
+    P12 = number(generator, 0.05, 1) * uniform(generator, 2 * d + 1, d + 1, dtype=DOUBLE)
+    V21 = uniform(generator, d, 2 * d + 1, dtype=DOUBLE)
+    if index % 2:  # the conserved difference has either sign
+        P12 = 2 * P12 + 1
+    return {"P12": P12, "V21": V21, "d": d, "alpha": number(generator, 0.1, 0.9)}
 
 
 def predicted_scale(P12: Tensor, V21: Tensor, d: int, alpha: float) -> float:
@@ -256,13 +258,14 @@ def predicted_scale(P12: Tensor, V21: Tensor, d: int, alpha: float) -> float:
 QUESTIONS["predicted_scale"] = Question(
     reference=predicted_scale,
     draw=_initial_blocks,
-    outcome=_as_tensor,
-    tolerance=1e-6,
+    outcome="number",
+    points={"values": 1, "sizes": 0.5, "arguments": 0.5},
+    edges=1,
     mistakes={
         "the blocks at the start are not balanced; what is conserved is not zero.": (
             lambda P12, V21, d, alpha: predicted_scale(0 * P12, 0 * V21, d, alpha)
         ),
-        "||P12||^2 - ||V21||^2 is conserved; you have the opposite difference.": (
+        "||P12||^2 - ||V21||^2 is conserved; yours has the opposite sign.": (
             lambda P12, V21, d, alpha: flow.predicted_scale(
                 flow.imbalance(V21, P12).item(), *star(d, alpha)
             )
@@ -275,14 +278,35 @@ QUESTIONS["predicted_scale"] = Question(
     },
 )
 
-QUESTIONS["small_start"] = Number(
-    value=(0.2**2 * 36 / 73) ** 0.25,
-    tolerance=1e-3,
-    plausible=(0, 10),
-    mistakes={
-        "this is c squared.": (0.2**2 * 36 / 73) ** 0.5,
-        "the norm of V* holds the step size squared.": (0.2 * 36 / 73) ** 0.25,
-        "V* has d entries.": (0.2**2 / 73) ** 0.25,
-        "V* is divided by c, P* multiplied.": (73 / 36 / 0.2**2) ** 0.25,
-    },
-)
+
+def _small_start(d: int, alpha: float) -> Number:
+    return Number(
+        value=(alpha**2 * d / (2 * d + 1)) ** 0.25,
+        tolerance=1e-3,
+        plausible=(0, 10),
+        mistakes={
+            "this is c squared.": (alpha**2 * d / (2 * d + 1)) ** 0.5,
+            "the norm of V* holds the step size squared.": (alpha * d / (2 * d + 1)) ** 0.25,
+            "V* has d entries.": (alpha**2 / (2 * d + 1)) ** 0.25,
+            "V* is divided by c, P* multiplied.": ((2 * d + 1) / d / alpha**2) ** 0.25,
+        },
+    )
+
+
+def _numbers(course: Course) -> tuple[int, float]:
+    def draw(generator: torch.Generator) -> tuple[int, float]:
+        return integer(generator, 8, 60), integer(generator, 2, 12) / 20
+
+    return course.numbers("A2 small_start", (36, 0.2), draw)
+
+
+def questions(course: Course) -> dict[str, AnyQuestion]:
+    """Return the questions of assignment 2 by name."""
+    return {**QUESTIONS, "small_start": _small_start(*_numbers(course))}
+
+
+def text(course: Course) -> dict[str, str]:
+    """Return what a master's notebook says of its numbers."""
+    d, alpha = _numbers(course)
+    whose = "the paper's SARSA" if (d, alpha) == (36, 0.2) else "SARSA"
+    return {"whose": whose, "d": f"{d}", "two_d": f"{2 * d + 1}", "alpha": f"{alpha:g}"}

@@ -1,0 +1,1 @@
+"""The graders' side of the assignments: references, hidden instances, sandbox and tables."""
