@@ -19,8 +19,8 @@ help:
 	@echo "make bench      measure speed and memory against a plain loop and the roofline; stores the result"
 	@echo "make notebooks  execute every chapter again and store its outputs (CHAPTERS=\"a.ipynb b.ipynb\" for some)"
 	@echo "make address    carry the address of the repository from _config.yml into every chapter"
-	@echo "make assignments  make students' notebooks, solutions and autograders from the masters"
-	@echo "make grade SUBMISSIONS=folder  grade a folder of notebooks into a table and pages of feedback"
+	@echo "make assignments  make students' notebooks, solutions and autograders (COURSE=name for a course's own)"
+	@echo "make grade SUBMISSIONS=folder  grade notebooks into tables and pages (ROSTER=file.csv COURSE=name)"
 	@echo "make clean      remove what was built, the environment included"
 
 # The stamp is newer than what it was installed from, or the environment is brought up to date.
@@ -66,11 +66,11 @@ address: .venv/installed
 	$(IN_VENV) tools/notebooks.py address
 
 assignments: .venv/installed
-	$(IN_VENV) tools/classroom.py generate
+	$(IN_VENV) tools/classroom.py generate $(if $(COURSE),--course "$(COURSE)") $(if $(ROSTER),--per-student "$(ROSTER)")
 
 grade: .venv/installed
 	@test -n "$(SUBMISSIONS)" || { echo "Say which folder: make grade SUBMISSIONS=folder"; exit 2; }
-	$(IN_VENV) tools/classroom.py grade "$(SUBMISSIONS)"
+	$(IN_VENV) tools/classroom.py grade "$(SUBMISSIONS)" $(if $(ROSTER),--roster "$(ROSTER)") $(if $(COURSE),--course "$(COURSE)")
 
 clean:
 	rm -rf _build .venv icrl_lib.egg-info
