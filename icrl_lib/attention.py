@@ -17,22 +17,10 @@ Weights = tuple[Tensor, Tensor]
 def linear_self_attention(H: Tensor, P: Tensor, V: Tensor) -> Tensor:
     """Apply one block of linear self-attention with a residual connection (eq. 1).
 
-    Parameters
-    ----------
-    H : Tensor, shape (B, D, n + 1)
-        Prompts, one token a column, the parameters last.
-    P, V : Tensor, shape (D, D)
-        Query and key weights in one matrix, and value weights.
-
-    Returns
-    -------
-    Tensor, shape (B, D, n + 1)
-        H + (1 / n) (V H) (H^T P H).
-
-    Raises
-    ------
-    ValueError
-        If shapes, dtypes or devices disagree, or H has a single column, so that n = 0.
+    Prompts H (B, D, n + 1) have one token a column, the parameters last; P (D, D) holds query and
+    key weights in one matrix, V (D, D) the value weights. Returns H + (1 / n) (V H) (H^T P H). A
+    ValueError says that shapes, dtypes or devices disagree, or that H has a single column, so that
+    n = 0.
     """
     sizes = check_tensors(H=(H, "B D columns"), P=(P, "D D"), V=(V, "D D"))
     n = sizes["columns"] - 1
@@ -44,15 +32,10 @@ def linear_self_attention(H: Tensor, P: Tensor, V: Tensor) -> Tensor:
 class Blocks(NamedTuple):
     """The blocks of P and V that can influence the updated parameters (Lemma C.1).
 
-    With k rows for a token and p parameters:
-
-    Attributes
-    ----------
-    P12, P22 : Tensor, shape (k, 1 + p) and (1 + p, 1 + p)
-        Right blocks of P: token meets parameter column, and the parameter column itself.
-    V21, V22 : Tensor, shape (p, k) and (p, 1 + p)
-        Lower blocks of V, their first row dropped: from token and from parameter column to
-        parameters. The paper writes V-bar for V21.
+    With k rows for a token and p parameters, P12 (k, 1 + p) and P22 (1 + p, 1 + p) are the right
+    blocks of P: token meets parameter column, and the parameter column itself. V21 (p, k), the
+    paper's V-bar, and V22 (p, 1 + p) are the lower blocks of V, their first row dropped: from token
+    and from parameter column to parameters.
     """
 
     P12: Tensor
@@ -67,9 +50,8 @@ def split(P: Tensor, V: Tensor, n_parameters: int) -> Blocks:
     check_count("n_parameters", n_parameters)
     k = sizes["D"] - 1 - n_parameters
     if k < 1:
-        raise ValueError(
-            f"n_parameters: expected 1 to D - 2 = {sizes['D'] - 2}, got {n_parameters}"
-        )
+        wanted = f"1 to D - 2 = {sizes['D'] - 2}"
+        raise ValueError(f"n_parameters: expected {wanted}, got {n_parameters}")
     return Blocks(P[:k, k:], V[k + 1 :, :k], P[k:, k:], V[k + 1 :, k:])
 
 
@@ -94,22 +76,11 @@ def reduced_update(
     P22: Tensor | None = None,
     V22: Tensor | None = None,
 ) -> Tensor:
-    """Compute the updated parameters without building H (Lemma C.1, eq. 15).
+    """Compute the updated parameters (B, p) without building H (Lemma C.1, eq. 15).
 
-    Parameters
-    ----------
-    tokens : Tensor, shape (B, n, k)
-        The tokens x_i.
-    parameters : Tensor, shape (B, p)
-        The current parameters.
-    P12, V21, P22, V22 : Tensor
-        The blocks of :class:`Blocks`; P22 and V22 together or not at all.
-
-    Returns
-    -------
-    Tensor, shape (B, p)
-        With w~ = [1; parameters]: parameters + V21 (1/n) sum_i x_i x_i^T P12 w~ + (1/n) V22 w~
-        (w~^T P22 w~).
+    From tokens x_i, (B, n, k), parameters (B, p) and the blocks of :class:`Blocks`, P22 and V22
+    together or not at all, this is, with w~ = [1; parameters], parameters + V21 (1/n) sum_i x_i
+    x_i^T P12 w~ + (1/n) V22 w~ (w~^T P22 w~).
     """
     sizes = check_tensors(
         tokens=(tokens, "B n k"), parameters=(parameters, "B p"), V21=(V21, "p k"), P12=(P12, "k q")
@@ -137,23 +108,16 @@ def softmax_attention(
     """Apply one block of softmax self-attention, any number of heads, with a residual connection.
 
     The scores of eq. 1 become weights: column by column, a softmax over the columns attended to
-    takes the place of the factor 1 / n. Raises as :func:`linear_self_attention` does.
+    takes the place of the factor 1 / n. P and V, as of :func:`linear_self_attention` but for each
+    head, are (heads, D, D). Returns H + sum over heads of (V H) softmax(H^T P H / tau), (B, D, n +
+    1), each column of weights summing to 1.
 
     Parameters
     ----------
-    H : Tensor, shape (B, D, n + 1)
-        Prompts, one token a column, the parameters last.
-    P, V : Tensor, shape (heads, D, D)
-        Query-key weights and value weights of each head.
     temperature : float
         Positive number tau by which scores are divided.
     anchor : bool
         Attend to the last column too. By default it is masked: it asks, but is never answered from.
-
-    Returns
-    -------
-    Tensor, shape (B, D, n + 1)
-        H + sum over heads of (V H) softmax(H^T P H / tau), each column of weights summing to 1.
     """
     sizes = check_tensors(P=(P, "heads D D"), V=(V, "heads D D"), H=(H, "B D columns"))
     check_number("temperature", temperature, above=0)
@@ -178,15 +142,10 @@ def softmax_update(
     """Compute what softmax heads write to the parameters, without building H.
 
     The counterpart of :func:`reduced_update`, whose blocks get a leading axis for heads, at
-    `temperature` tau. Without P22 and V22 the parameter column is masked; with them it is attended
-    to, as the anchor.
-
-    Returns
-    -------
-    Tensor, shape (B, p)
-        With w~ = [1; parameters] and p_i the softmax of the scores x_i^T P12 w~ / tau: parameters +
-        sum over heads of sum_i p_i V21 x_i. With an anchor the softmax includes the score w~^T P22
-        w~ / tau, whose weight multiplies V22 w~.
+    `temperature` tau. With w~ = [1; parameters] and p_i the softmax of the scores x_i^T P12 w~ /
+    tau it returns parameters + sum over heads of sum_i p_i V21 x_i. Without P22 and V22 the
+    parameter column is masked; with them it is attended to, as the anchor: the softmax includes the
+    score w~^T P22 w~ / tau, whose weight multiplies V22 w~.
     """
     sizes = check_tensors(
         tokens=(tokens, "B n k"),

@@ -16,22 +16,11 @@ DTYPES = (torch.float32, torch.float64)
 def check_tensors(**arguments: tuple[torch.Tensor, str]) -> dict[str, int]:
     """Check that tensors have the named shapes, agree with each other, and hold finite numbers.
 
-    Parameters
-    ----------
-    **arguments : tuple of (tensor, str)
-        For each argument its value and its shape as space-separated axis names, for example ``w=(w,
-        "B d")``. An axis name stands for one size wherever it occurs; a number stands for itself.
-
-    Returns
-    -------
-    dict of str to int
-        The size of every named axis.
-
-    Raises
-    ------
-    ValueError
-        If an argument is no tensor as `check_tensor` wants it, has another shape, or differs from
-        the first in dtype or device. The message names it, what was expected and what was given.
+    Each argument is a value and its shape as space-separated axis names, for example ``w=(w, "B
+    d")``. An axis name stands for one size wherever it occurs; a number stands for itself. Returns
+    the size of every named axis. A ValueError names the argument that is no tensor as
+    `check_tensor` wants it, has another shape, or differs from the first in dtype or device, and
+    says what was expected and what was given.
     """
     sizes: dict[str, tuple[int, str]] = {}
     reference: tuple[str, torch.Tensor] | None = None
@@ -42,23 +31,18 @@ def check_tensors(**arguments: tuple[torch.Tensor, str]) -> dict[str, int]:
         for attribute in ("dtype", "device"):
             expected, given = getattr(reference[1], attribute), getattr(value, attribute)
             if given != expected:
-                raise ValueError(
-                    f"{name}: expected the {attribute} of {reference[0]}, {expected}; got {given}"
-                )
+                wanted = f"the {attribute} of {reference[0]}, {expected}"
+                raise ValueError(f"{name}: expected {wanted}; got {given}")
         axes = shape.split()
         if value.ndim != len(axes):
-            raise ValueError(
-                f"{name}: expected {len(axes)} axes ({', '.join(axes)}), "
-                f"got shape {tuple(value.shape)}"
-            )
+            wanted = f"{len(axes)} axes ({', '.join(axes)})"
+            raise ValueError(f"{name}: expected {wanted}, got shape {tuple(value.shape)}")
         for axis, size in zip(axes, value.shape, strict=True):
             expected, origin = (int(axis), "") if axis.isdigit() else sizes.get(axis, (size, ""))
             if size != expected:
-                given_by = f" as in {origin}" if origin else ""
-                raise ValueError(
-                    f"{name}: expected shape ({', '.join(axes)}) with {axis} = {expected}"
-                    f"{given_by}, got {tuple(value.shape)}"
-                )
+                wanted = f"({', '.join(axes)}) with {axis} = {expected}"
+                wanted += f" as in {origin}" if origin else ""
+                raise ValueError(f"{name}: expected shape {wanted}, got {tuple(value.shape)}")
             sizes.setdefault(axis, (size, name))
     return {axis: size for axis, (size, _) in sizes.items()}
 
@@ -72,10 +56,8 @@ def check_tensor(name: str, value: torch.Tensor) -> None:
     if value.numel() == 0:
         raise ValueError(f"{name}: expected a non-empty tensor, got shape {tuple(value.shape)}")
     if value.layout != torch.strided or value.is_meta:
-        raise ValueError(
-            f"{name}: expected a dense tensor that holds numbers, got {value.layout} on "
-            f"{value.device}"
-        )
+        given = f"{value.layout} on {value.device}"
+        raise ValueError(f"{name}: expected a dense tensor that holds numbers, got {given}")
     # One reduction settles the usual case; a sum that overflows is looked at entry by entry.
     if not math.isfinite(value.detach().sum()) and not torch.isfinite(value).all():
         raise ValueError(f"{name}: expected finite numbers, got NaN or infinity")
@@ -186,10 +168,8 @@ def check_indices(
 def check_generator(generator: torch.Generator) -> None:
     """Raise a ValueError unless `generator` is a ``torch.Generator``."""
     if not isinstance(generator, torch.Generator):
-        raise ValueError(
-            f"generator: expected a torch.Generator, got {type(generator).__name__}; "
-            "make one with torch.Generator().manual_seed(0)"
-        )
+        given = f"{type(generator).__name__}; make one with torch.Generator().manual_seed(0)"
+        raise ValueError(f"generator: expected a torch.Generator, got {given}")
 
 
 def check_dtype(dtype: torch.dtype) -> None:

@@ -15,21 +15,11 @@ from icrl_lib.prompts import Layout
 
 
 def sarsa(d: int, alpha: float, c: float = 1.0, dtype: torch.dtype = torch.float32) -> Weights:
-    """Return weights that perform batch SARSA (Theorem 3.1, eq. 5).
+    """Return weights P, V that perform batch SARSA (Theorem 3.1, eq. 5), each (3 d + 2, 3 d + 2).
 
-    Parameters
-    ----------
-    d, alpha
-        Number of features, and step size, above 0.
-    c : float
-        Free scale, not 0: (c P*, V* / c) computes the same update for every c.
-    dtype : torch.dtype
-        Floating-point type of the result.
-
-    Returns
-    -------
-    P, V : Tensor, shape (3 d + 2, 3 d + 2)
-        P turns [1; w] into the query [-w; w; 1], V copies alpha phi; zero elsewhere.
+    P turns [1; w] into the query [-w; w; 1], V copies alpha phi; zero elsewhere. `d` is the number
+    of features, `alpha` the step size, above 0, and `c` a free scale, not 0: (c P*, V* / c)
+    computes the same update for every c. `dtype` is the type of the result.
     """
     check_count("d", d)
     check_number("alpha", alpha, above=0)
@@ -50,14 +40,10 @@ def actor_critic(
 ) -> Weights:
     """Return weights that perform batch actor-critic (Theorem 3.3, eq. 14).
 
-    There are `d` value features and `m` policy features, with steps `alpha` of the actor and `beta`
-    of the critic, above 0; `c` and `dtype` as of :func:`sarsa`.
-
-    Returns
-    -------
-    P, V : Tensor, shape (3 d + 2 m + 2, 3 d + 2 m + 2)
-        P turns [1; lambda; w] into the query [-w; w; 1; 0], V writes alpha times the last slot of
-        the token to the rows of lambda and beta times its first slot to the rows of w.
+    P turns [1; lambda; w] into the query [-w; w; 1; 0], V writes alpha times the last slot of the
+    token to the rows of lambda and beta times its first slot to the rows of w; each is (3 d + 2 m +
+    2, 3 d + 2 m + 2). There are `d` value features and `m` policy features, with steps `alpha` of
+    the actor and `beta` of the critic, above 0; `c` and `dtype` as of :func:`sarsa`.
     """
     check_count("d", d)
     check_count("m", m)
@@ -85,23 +71,15 @@ def one_head(
 ) -> Weights:
     """Return weights that add (1/n) sum_i (x_i^T A [1; p]) B x_i to the parameters p.
 
-    A and B consist of multiples of the identity, one for each pair of slots that is named.
+    A and B consist of multiples of the identity, one for each pair of slots of `layout` that is
+    named. P and V, each (D, D), are zero outside P12 and V21; `c` and `dtype` as of :func:`sarsa`.
 
     Parameters
     ----------
-    layout : Layout
-        Slots of the prompt.
     meets : mapping of (token slot, parameter slot) to float
         What each slot of the token is multiplied with: the blocks of A, which becomes P12.
     writes : mapping of (parameter slot, token slot) to float
         What is added to each slot of the parameters: the blocks of B, which becomes V21.
-    c, dtype
-        As of :func:`sarsa`.
-
-    Returns
-    -------
-    P, V : Tensor, shape (D, D)
-        c P and V / c, zero outside P12 and V21.
 
     Raises
     ------
@@ -149,14 +127,9 @@ def _places(slots: tuple[tuple[str, int], ...]) -> dict[str, slice]:
 class Projection(NamedTuple):
     """Where a pair (P, V) lies relative to the manifold {(c P*, V* / c) : c != 0} of eq. (9).
 
-    Attributes
-    ----------
-    c, distance : float
-        Scale of the nearest point of the manifold, and Frobenius distance to it.
-    cosine : float
-        Cosine of the angle to that point, P and V read as one vector.
-    stray : float
-        Largest absolute entry where P* and V* are zero, relative to the largest of its own matrix.
+    `c` is the scale of the nearest point of the manifold, `distance` the Frobenius distance to it
+    and `cosine` that of the angle to it, P and V read as one vector. `stray` is the largest
+    absolute entry where P* and V* are zero, relative to the largest of its own matrix.
     """
 
     c: float

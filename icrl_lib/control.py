@@ -17,12 +17,8 @@ from icrl_lib.policies import initial_states, rollout, uniform_policy
 class Improvement(NamedTuple):
     """How policies developed in a closed loop.
 
-    Attributes
-    ----------
-    updates : Tensor of int64, shape (K,)
-        Numbers of in-context updates at which the policies were kept; the first is 0.
-    policies, parameters : Tensor, shape (K, B, S, A) and (B, p)
-        Action probabilities after that many updates, and parameters after the last.
+    `updates` (K,) are the numbers of in-context updates at which the `policies` (K, B, S, A) were
+    kept, the first of them 0; `parameters` (B, p) are those after the last update.
     """
 
     updates: Tensor
@@ -121,15 +117,11 @@ def monte_carlo_return(
     *,
     generator: torch.Generator,
 ) -> Tensor:
-    """Estimate the return of a policy (B, S, A) from sampled trajectories, the paper's protocol.
+    """Estimate returns (B,) of a policy (B, S, A) from sampled trajectories, the paper's protocol.
 
     From the initial distribution `episodes` trajectories of `length` transitions begin in each MDP.
-
-    Returns
-    -------
-    Tensor, shape (B,)
-        Mean over trajectories of sum_i gamma^i r_{i+1}, cut off after `length` rewards, or where an
-        episode ends.
+    The estimate is their mean of sum_i gamma^i r_{i+1}, cut off after `length` rewards, or where an
+    episode ends.
     """
     check_instance("mdp", mdp, TabularMDP)
     check_policy(mdp, policy)

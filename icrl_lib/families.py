@@ -141,8 +141,6 @@ class Corridors(Family):
         What a step to the right costs, the last one excepted.
     start : str
         Where one begins: "anywhere" or in the "first" cell.
-    discount : float
-        The discount gamma, in [0, 1).
     """
 
     cells: int = 9
@@ -188,16 +186,9 @@ MOVES = ((-1, 0), (1, 0), (0, -1), (0, 1))
 class Grids(Family):
     """Square grids with walls, and a goal: entering it pays 1, and then one starts again.
 
-    States are the cells, row by row; a step into a wall or out of the grid stays where it is.
-
-    Parameters
-    ----------
-    size : int
-        Cells along a side.
-    walls : float or str
-        Share of cells that are walls, drawn for each grid; or "rooms", four rooms with doors.
-    slip, discount : float
-        Probability that a random action is taken instead, and gamma, in [0, 1).
+    States are the cells, row by row, `size` along a side; a step into a wall or out of the grid
+    stays where it is. `walls` is the share of cells that are walls, drawn for each grid; or
+    "rooms", four rooms with doors. `slip` is the probability that a random action is taken instead.
     """
 
     size: int = 5

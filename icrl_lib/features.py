@@ -20,13 +20,8 @@ def random_features(
 ) -> Tensor:
     """Draw features with independent entries uniform on (-1, 1), as in section 4.1.
 
-    Parameters
-    ----------
-    batch, *shape : int
-        Number B of feature maps, then ``n_states, n_actions, d`` for features of state-action
-        pairs, ``n_states, d`` for features of states: the shape of the result.
-    generator, dtype
-        Source of randomness, whose device is that of the result, and the result's type.
+    The shape of the result is ``batch, n_states, n_actions, d`` for features of state-action pairs,
+    ``batch, n_states, d`` for features of states; its device is that of `generator`.
     """
     for name, value in (("batch", batch), *((f"shape[{i}]", v) for i, v in enumerate(shape))):
         check_count(name, value)

@@ -34,14 +34,8 @@ def gradient_flow(
 ) -> Flow:
     """Solve d(P12, V21)/dt = -gradient of the loss, by SciPy's BDF with the exact Hessian.
 
-    Parameters
-    ----------
-    P12, V21 : Tensor, shape (k, q) and (p, k)
-        Where to start.
-    times : Tensor, shape (K,)
-        Increasing times at which the solution is wanted; the first is 0.
-    tolerance : float
-        Relative and absolute tolerance of the solver.
+    It starts at P12 (k, q), V21 (p, k). The `times` (K,) at which the solution is wanted increase
+    from 0; `tolerance` is the relative and absolute tolerance of the solver.
     """
     check_instance("objective", objective, Objective)
     check_tensors(P12=(P12, "k q"), V21=(V21, "p k"), times=(times, "K"))

@@ -129,8 +129,10 @@ def predict(moments: Tensor, query: Tensor, P: Tensor, Q: Tensor, depth: int) ->
         moments=(moments, "B D D"), query=(query, "B m d"), P=(P, "D D"), Q=(Q, "D D")
     )
     check_count("depth", depth)
-    _check_rows("query", sizes["D"], sizes["d"])
-    columns = _padded(query, sizes["D"]).mT
+    size, d = sizes["D"], sizes["d"]
+    if size != 2 * d + 1:
+        raise ValueError(f"query: expected d features with 2 d + 1 = {size}, got d = {d}")
+    columns = _padded(query, size).mT
     for layer in range(depth):
         move = P @ (moments @ Q)
         columns = columns + move @ columns
@@ -261,29 +263,23 @@ def train(settings: Settings) -> Learned:
     and no teacher is ever shown.
     """
     check_instance("settings", settings, Settings)
-    generator = torch.Generator().manual_seed(settings.seed)
-    size = 2 * settings.d + 1
+    s, generator = settings, torch.Generator().manual_seed(settings.seed)
+    size = 2 * s.d + 1
     P, Q = (torch.empty(size, size, dtype=torch.float32) for _ in range(2))
     for weights in (P, Q):
-        torch.nn.init.xavier_normal_(weights, gain=settings.gain, generator=generator)
+        torch.nn.init.xavier_normal_(weights, gain=s.gain, generator=generator)
         weights.requires_grad_()
-    optimiser = torch.optim.Adam(
-        [P, Q], lr=settings.learning_rate, weight_decay=settings.weight_decay
-    )
-    schedule = torch.optim.lr_scheduler.ExponentialLR(
-        optimiser, settings.final ** (1 / settings.steps)
-    )
-    losses = torch.empty(settings.steps, dtype=torch.float32)
-    for step in range(settings.steps):
-        mdp = boyan_chains(
-            settings.chains, settings.n_states, settings.discount, generator=generator
-        )
-        phi = random_features(mdp.batch, mdp.n_states, settings.d, generator=generator)
-        stretch = draw_stretch(mdp, phi, settings.n, settings.positions, generator)
+    optimiser = torch.optim.Adam([P, Q], lr=s.learning_rate, weight_decay=s.weight_decay)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimiser, s.final ** (1 / s.steps))
+    losses = torch.empty(s.steps, dtype=torch.float32)
+    for step in range(s.steps):
+        mdp = boyan_chains(s.chains, s.n_states, s.discount, generator=generator)
+        phi = random_features(mdp.batch, mdp.n_states, s.d, generator=generator)
+        stretch = draw_stretch(mdp, phi, s.n, s.positions, generator)
         moments = gram(stretch.tokens.flatten(0, 1))
         query = stretch.query.flatten(0, 1).unsqueeze(1)
-        values = predict(moments, query, P, Q, settings.depth).reshape(settings.chains, -1)
-        target = stretch.rewards + settings.discount * values[:, 1:].detach()
+        values = predict(moments, query, P, Q, s.depth).reshape(s.chains, -1)
+        target = stretch.rewards + s.discount * values[:, 1:].detach()
         loss = (target - values[:, :-1]).square().mean()
         optimiser.zero_grad()
         loss.backward()
@@ -297,8 +293,3 @@ def _padded(query: Tensor, size: int) -> Tensor:
     """Fill queries (B, m, d) up with zeros: a transition without reward and without successor."""
     zeros = query.new_zeros(*query.shape[:2], size - query.shape[-1])
     return torch.cat([query, zeros], -1)
-
-
-def _check_rows(name: str, size: int, d: int) -> None:
-    if size != 2 * d + 1:
-        raise ValueError(f"{name}: expected d features with 2 d + 1 = {size}, got d = {d}")

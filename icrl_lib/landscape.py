@@ -14,14 +14,9 @@ from icrl_lib.objective import Objective
 class SymmetryBlock(NamedTuple):
     """One block of a Hessian that commutes with signed permutations of the features.
 
-    Attributes
-    ----------
-    multiplicity : int
-        How often the block occurs: the dimension of the representation.
-    matrix : Tensor, shape (a + b, a + b)
-        The block: a coordinates of P12, then b of V21.
-    P12, V21 : Tensor, shape (a,) and (b,)
-        Coordinates of the point at which it was computed: zero in all blocks but "trace".
+    `matrix` (a + b, a + b) has a coordinates of P12, then b of V21, and occurs `multiplicity`
+    times, the dimension of the representation. `P12` (a,) and `V21` (b,) are the coordinates of the
+    point at which it was computed: zero in all blocks but "trace".
     """
 
     multiplicity: int

@@ -20,14 +20,9 @@ Update = Callable[[Tensor, tuple], Tensor]
 class Frame(NamedTuple):
     """One turn of the loop.
 
-    Attributes
-    ----------
-    parameters, updated : Tensor, shape (B, p)
-        Parameters that the window was produced with, and after the update.
-    observation : tuple
-        What `Algorithm.observe` saw in the window.
-    state : Tensor of int64, shape (B,)
-        The state in which the next window starts.
+    A window was produced with `parameters` (B, p), and `observation` is what `Algorithm.observe`
+    saw in it; `updated` (B, p) are the parameters after the update, and the next window starts in
+    `state`, int64, (B,).
     """
 
     parameters: Tensor

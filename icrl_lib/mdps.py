@@ -27,10 +27,9 @@ class TabularMDP:
 
     Parameters
     ----------
-    transition : Tensor, shape (B, S, A, S)
-        ``transition[b, s, a, s2]`` is the probability P(s2 | s, a) in MDP b.
-    reward : Tensor, shape (B, S, A, S)
-        ``reward[b, s, a, s2]`` is paid on the transition from s to s2 under a.
+    transition, reward : Tensor, shape (B, S, A, S)
+        ``transition[b, s, a, s2]`` is the probability P(s2 | s, a) in MDP b, and ``reward[b, s, a,
+        s2]`` is paid on the transition from s to s2 under a.
     initial : Tensor, shape (B, S)
         Distribution of the first state.
     discount : float
@@ -140,10 +139,9 @@ class TabularMDP:
             kept &= (leaving <= rounding).any(-1)
         if kept.any():
             mdp, state = kept.nonzero()[0].tolist()
-            raise ValueError(
-                "discount: expected a number less than 1 where some policy goes on for ever, "
-                f"as in MDP {mdp} from state {state}; got {self.discount!r}"
-            )
+            where = f"some policy goes on for ever, as in MDP {mdp} from state {state}"
+            given = f"got {self.discount!r}"
+            raise ValueError(f"discount: expected a number less than 1 where {where}; {given}")
 
 
 def random_mdps(
@@ -163,15 +161,13 @@ def random_mdps(
 
     Parameters
     ----------
-    batch, n_states, n_actions : int
-        B, S and A.
-    discount : float
-        The discount gamma, in [0, 1).
+    batch, n_states, n_actions, discount
+        B, S and A, and the discount gamma, in [0, 1).
     reward : str
         What a reward depends on: "a,s'" (action and next state, the paper's family), "s,a" or
         "s,a,s'".
-    generator : torch.Generator
-        Source of randomness; its device is the device of the result, and `dtype` its type.
+    generator, dtype
+        Source of randomness, whose device is that of the result, and the result's type.
     """
     if reward not in REWARD_ARGUMENTS:
         raise ValueError(f"reward: expected one of {REWARD_ARGUMENTS}, got {reward!r}")
@@ -213,14 +209,12 @@ def concatenate(*mdps: TabularMDP) -> TabularMDP:
     for i, mdp in enumerate(mdps):
         check_instance(f"mdps[{i}]", mdp, TabularMDP)
         for name in ("n_states", "n_actions", "discount", "terminal", "dtype", "device"):
-            owners = (
-                one.transition if name in ("dtype", "device") else one for one in (mdps[0], mdp)
-            )
+            of_tensors = name in ("dtype", "device")
+            owners = (one.transition if of_tensors else one for one in (mdps[0], mdp))
             expected, given = (getattr(owner, name) for owner in owners)
             if given != expected:
-                raise ValueError(
-                    f"mdps[{i}]: expected {name} {expected} as in mdps[0], got {given}"
-                )
+                wanted = f"{name} {expected} as in mdps[0]"
+                raise ValueError(f"mdps[{i}]: expected {wanted}, got {given}")
     tensors = zip(*[(mdp.transition, mdp.reward, mdp.initial) for mdp in mdps], strict=True)
     return TabularMDP(*map(torch.cat, tensors), mdps[0].discount, mdps[0].terminal)
 

@@ -21,14 +21,10 @@ from icrl_lib.windows import Windows
 class Objective:
     """The loss of eq. (6) on a finite sample of N windows, in float64 whatever theirs is.
 
-    A smaller type could not tell a zero eigenvalue of its curvature from a small one.
-
-    Parameters
-    ----------
-    sigma : Tensor, shape (N, k, k)
-        Second moments (1/n) sum_i x_i x_i^T of the tokens of each window, of length `n`.
-    column, target : Tensor, shape (N, q) and (N, p)
-        Parameter columns w~, and what the teacher adds to the parameters.
+    A smaller type could not tell a zero eigenvalue of its curvature from a small one. `sigma` (N,
+    k, k) are the second moments (1/n) sum_i x_i x_i^T of the tokens of each window, of length `n`,
+    `column` (N, q) the parameter columns w~, and `target` (N, p) what the teacher adds to the
+    parameters.
     """
 
     sigma: Tensor

@@ -48,10 +48,8 @@ class Window(NamedTuple):
 
     Attributes
     ----------
-    states : Tensor of int64, shape (B, n + 1)
-        s_0, ..., s_n.
-    actions : Tensor of int64, shape (B, n + 1)
-        a_0, ..., a_n; the last one is drawn but not taken, as SARSA's bootstrap needs it.
+    states, actions : Tensor of int64, shape (B, n + 1)
+        s_0, ..., s_n, and a_0, ..., a_n, whose last is drawn but not taken, for SARSA's bootstrap.
     rewards : Tensor, shape (B, n)
         r_1, ..., r_n.
     discount : float or Tensor of shape (B, n)
@@ -150,22 +148,9 @@ def rollout(
 ) -> Window:
     """Follow a policy (B, S, A), fixed during the window, for n steps in every MDP of the batch.
 
-    Parameters
-    ----------
-    mdp, policy, n
-        B MDPs, action probabilities, and the number of transitions.
-    state : Tensor of int64, shape (B,)
-        The states to start from.
-    generator : torch.Generator
-        Source of randomness.
-    share : Share, optional
-        Says that the B MDPs are a part of a larger batch; random numbers are then drawn for all of
-        it, and the trajectories are those that the MDPs would have in the whole.
-
-    Returns
-    -------
-    Window
-        The trajectory; continue from ``window.states[:, -1]``.
+    The states (B,) to start from are int64; continue from ``window.states[:, -1]``. A `share` says
+    that the B MDPs are a part of a larger batch; random numbers are then drawn for all of it, and
+    the trajectories are those that the MDPs would have in the whole.
     """
     check_policy(mdp, policy)
     check_count("n", n)

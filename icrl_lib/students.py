@@ -43,15 +43,9 @@ def _xavier(
 class LinearBlock(nn.Module):
     """The linear block in its reduced form: the two blocks that training moves (Lemma C.1).
 
-    Parameters
-    ----------
-    algorithm : Algorithm
-        Says how large the blocks are: P12 (k, 1 + p), token meets parameter column, and V21 (p, k),
-        token to parameters.
-    gain : float
-        Gain of the Xavier-normal initialisation of each trained matrix.
-    generator, dtype
-        Source of randomness, whose device is that of the block, and floating-point type.
+    P12 (k, 1 + p), token meets parameter column, and V21 (p, k), token to parameters, have the
+    sizes that `algorithm` needs. They are Xavier-normal with `gain` at first, drawn with
+    `generator`, whose device is theirs.
     """
 
     P12: nn.Parameter
@@ -125,19 +119,11 @@ class LiteralBlock(LinearBlock):
 
 
 class SoftmaxBlock(nn.Module):
-    """A block of softmax attention, any number of heads (`icrl_lib.attention.softmax_update`).
+    """A block of softmax attention, any number of `heads` (`icrl_lib.attention.softmax_update`).
 
-    Parameters
-    ----------
-    heads : int
-        Number of heads.
-    anchor : bool
-        Attend to the parameter column, too; P22 and V22 are then trained, from 0; else they are
-        None.
-    temperature : float
-        What scores are divided by.
-    algorithm, gain, generator, dtype
-        As of `LinearBlock`.
+    With an `anchor` it attends to the parameter column, too; P22 and V22 are then trained, from 0;
+    else they are None. Scores are divided by `temperature`. The other arguments are those of
+    `LinearBlock`.
     """
 
     def __init__(

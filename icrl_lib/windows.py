@@ -110,7 +110,7 @@ def collect(
     update: Update | None = None,
     generator: torch.Generator,
 ) -> Windows:
-    """Collect windows as training sees them, `frames` of each of B agents.
+    """Collect N = B * frames windows as training sees them: all first ones, all second ones, ...
 
     Parameters
     ----------
@@ -121,13 +121,6 @@ def collect(
     update : callable, optional
         The update that the agents make; by default the teacher's. Answers are the teacher's in any
         case. ``lambda parameters, observation: parameters`` lets nobody learn.
-    generator : torch.Generator
-        Source of randomness.
-
-    Returns
-    -------
-    Windows
-        N = B * frames windows: all agents' first ones, then all second ones, and so on.
     """
     check_count("frames", frames)
     agents = (algorithm, mdp, features, parameters, state)

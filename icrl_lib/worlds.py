@@ -85,10 +85,9 @@ def from_gymnasium(
     world: Any = getattr(environment, "unwrapped", environment)
     for name in ("P", "initial_state_distrib"):
         if not hasattr(world, name):
-            raise ValueError(
-                "environment: expected one with a transition table P and an "
-                f"initial_state_distrib, got {environment!r} without {name}"
-            )
+            wanted = "a transition table P and an initial_state_distrib"
+            given = f"{environment!r} without {name}"
+            raise ValueError(f"environment: expected one with {wanted}, got {given}")
     if getattr(world, "fickle_passenger", False):
         raise ValueError("environment: expected steps that follow P, a fickle passenger does not")
 
@@ -130,10 +129,9 @@ def _entries(table: Any) -> tuple[dict[tuple[int, int], Any], int, int]:
     except (AttributeError, KeyError):
         entries = {}
     if not entries or entries.keys() != set(itertools.product(range(n_states), range(n_actions))):
-        raise ValueError(
-            "environment: expected a dictionary P[s][a] with states s = 0, 1, 2, ... and the same "
-            f"actions a = 0, 1, 2, ... in each of them, got {table!r:.100}"
-        )
+        wanted = "states s = 0, 1, 2, ... and the same actions a = 0, 1, 2, ... in each of them"
+        got = f"{table!r:.100}"
+        raise ValueError(f"environment: expected a dictionary P[s][a] with {wanted}, got {got}")
     return entries, n_states, n_actions
 
 
@@ -162,9 +160,8 @@ def restarting(mdp: TabularMDP) -> TabularMDP:
         terminal = mdp.n_states - 1
         stays, pays = mdp.transition[:, -1, :, -1], mdp.reward[:, -1, :, -1]
         if not ((stays == 1).all() and (pays == 0).all()):
-            raise ValueError(
-                "mdp: expected a terminal state, or a last one that leads to itself with reward 0"
-            )
+            wanted = "a terminal state, or a last one that leads to itself with reward 0"
+            raise ValueError(f"mdp: expected {wanted}")
     transition, reward = mdp.transition.clone(), mdp.reward.clone()
     transition[:, terminal] = mdp.initial.unsqueeze(1)
     reward[:, terminal] = 0
@@ -191,8 +188,7 @@ def to_gymnasium(mdp: TabularMDP, *, index: int = 0, terminal: int | None = None
     not installed, a ValueError that there is no such `index` or `terminal`.
     """
     check_instance("mdp", mdp, TabularMDP)
-    if terminal is None:
-        terminal = mdp.terminal
+    terminal = mdp.terminal if terminal is None else terminal
     given = [("index", index, mdp.batch)]
     if terminal is not None:
         given.append(("terminal", terminal, mdp.n_states))
@@ -317,10 +313,8 @@ def _gymnasium() -> ModuleType:
     try:
         import gymnasium
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "Gymnasium is not installed, and this function of icrl_lib.worlds needs it: "
-            "pip install gymnasium"
-        ) from error
+        needs = "this function of icrl_lib.worlds needs it: pip install gymnasium"
+        raise ModuleNotFoundError(f"Gymnasium is not installed, and {needs}") from error
     return gymnasium
 
 
@@ -372,9 +366,7 @@ def _tabular_env() -> type[gymnasium.Env]:
         def _draw(self, sums: Any) -> int:
             return int((self.np_random.random() >= sums[:-1]).sum())
 
-        def reset(
-            self, *, seed: int | None = None, options: dict | None = None
-        ) -> tuple[int, dict]:
+        def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[int, dict]:
             super().reset(seed=seed)
             self.s = self._draw(self._first)
             return self.s, {}
@@ -383,9 +375,8 @@ def _tabular_env() -> type[gymnasium.Env]:
             if self.s is None:
                 raise ValueError("step: expected a call of reset before the first step")
             if not self.action_space.contains(action):
-                raise ValueError(
-                    f"action: expected an integer below {self.action_space.n}, got {action!r}"
-                )
+                n = self.action_space.n
+                raise ValueError(f"action: expected an integer below {n}, got {action!r}")
             s_next = self._draw(self._table[self.s, action])
             reward = self._reward[self.s, action, s_next].item()
             self.s = s_next
