@@ -42,7 +42,6 @@ def curvature(
     """
     check_instance("objective", objective, Objective)
     check_tensors(V21=(V21, "p k"), P12=(P12, "k q"))
-    objective.check(P12=P12, V21=V21)
     check_number("tolerance", tolerance, above=0, less_than=1)
     values, vectors = torch.linalg.eigh(objective.gauss_newton(P12, V21))
     nullity = int((values <= tolerance * values[-1]).sum())

@@ -171,6 +171,14 @@ def test_normal_part_is_the_orthogonal_projection(generator):
     assert abs(inner) < 1e-12
 
 
+def test_a_solver_that_gives_up_is_not_believed(generator, monkeypatch):
+    failed = SimpleNamespace(success=False, message="the step is too small")
+    monkeypatch.setattr("icrl_lib.flow.solve_ivp", lambda *_, **__: failed)
+    problem = collect(config(), generator, batch=4)
+    with pytest.raises(RuntimeError, match="gave up: the step is too small"):
+        gradient_flow(problem.objective, *problem.star, torch.tensor([0, 1], dtype=F64))
+
+
 @pytest.mark.parametrize(
     "times", [[0.0], [1.0, 2.0], [0.0, 2.0, 1.0], [0.0, 0.0]], ids=["one", "late", "back", "still"]
 )

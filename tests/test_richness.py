@@ -75,6 +75,14 @@ def test_windows_in_float32_leave_the_null_directions_as_many(generator, one_hot
     assert curvature(problem.objective, *on_manifold(problem, 0.7)).nullity == nullity
 
 
+def test_an_eigenvalue_is_zero_up_to_a_part_of_the_largest(rich):
+    values = curvature(rich.objective, *rich.star).eigenvalues
+    share = (values[1] / values[-1]).item()
+    for factor, nullity in ((0.99, 1), (1.01, 2)):
+        found = curvature(rich.objective, *rich.star, tolerance=factor * share)
+        assert (found.nullity, found.rate) == (nullity, values[nullity].item())
+
+
 def test_curvature_of_actor_critic(generator):
     problem = collect(config(ActorCritic(d=2, m=2)), generator, batch=200)
     local = curvature(problem.objective, *on_manifold(problem, 0.7))
