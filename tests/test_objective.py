@@ -48,8 +48,10 @@ def test_an_objective_of_windows_is_float64_whatever_they_are(generator):
     close(objective.sigma, moments, atol=1e-15)
     close(objective.column, torch.cat([torch.ones(6, 1), parameters], 1), atol=0)
     close(objective.target, target.double() - parameters.double(), atol=0)
-    assert {objective.sigma.dtype, objective.column.dtype, objective.target.dtype} == {F64}
     assert objective.n == 5
+    narrow = (objective.sigma.float(), objective.column.float(), objective.target.float())
+    for made in (objective, Objective(*narrow, 5)):
+        assert {made.sigma.dtype, made.column.dtype, made.target.dtype} == {F64}
 
 
 def test_an_objective_is_of_windows():
