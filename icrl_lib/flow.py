@@ -39,7 +39,6 @@ def gradient_flow(
     """
     check_instance("objective", objective, Objective)
     check_tensors(P12=(P12, "k q"), V21=(V21, "p k"), times=(times, "K"))
-    objective.check(P12=P12, V21=V21)
     check_number("tolerance", tolerance, above=0)
     if times[0] != 0 or len(times) < 2 or not (times.diff() > 0).all():
         raise ValueError("times: expected at least two increasing times, the first 0")
