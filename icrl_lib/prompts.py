@@ -151,14 +151,9 @@ def sarsa_prompt(
 
 
 def actor_critic_prompt(
-    lam: Tensor,
-    w: Tensor,
-    phi_v: Tensor,
-    phi_v_next: Tensor,
-    rewards: Tensor,
-    scores: Tensor,
+    lam: Tensor, w: Tensor, phi_v: Tensor, phi_v_next: Tensor, rewards: Tensor, scores: Tensor,
     discount: Discount,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """Build the actor-critic prompt H (eq. 13), shape (B, 3 d + 2 m + 2, n + 1).
 
     Arguments are the teacher's, listed in `icrl_lib.teachers`. The updated [lambda; w] is read from

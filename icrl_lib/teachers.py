@@ -69,16 +69,9 @@ def sarsa_update(
 
 
 def actor_critic_update(
-    lam: Tensor,
-    w: Tensor,
-    phi_v: Tensor,
-    phi_v_next: Tensor,
-    rewards: Tensor,
-    scores: Tensor,
-    discount: Discount,
-    alpha: float,
-    beta: float,
-) -> tuple[Tensor, Tensor]:
+    lam: Tensor, w: Tensor, phi_v: Tensor, phi_v_next: Tensor, rewards: Tensor, scores: Tensor,
+    discount: Discount, alpha: float, beta: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Take one step of batch actor-critic (eq. 3), with the old parameters in actor and critic.
 
     Returns
@@ -99,14 +92,9 @@ def actor_critic_update(
 
 
 def td_update(
-    w: Tensor,
-    phi: Tensor,
-    phi_next: Tensor,
-    rewards: Tensor,
-    discount: Discount,
-    alpha: float,
+    w: Tensor, phi: Tensor, phi_next: Tensor, rewards: Tensor, discount: Discount, alpha: float,
     ratios: Tensor | None = None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """Take one step of batch TD(0) for state values, off-policy with importance ratios.
 
     Sutton and Barto (2018), sections 9.3 and 11.1. Returns w + (alpha / n) sum_i rho_i delta_i
@@ -139,14 +127,9 @@ def residual_gradient_update(
 
 
 def expected_sarsa_update(
-    w: Tensor,
-    phi: Tensor,
-    phi_next: Tensor,
-    probabilities: Tensor,
-    rewards: Tensor,
-    discount: Discount,
-    alpha: float,
-) -> Tensor:
+    w: Tensor, phi: Tensor, phi_next: Tensor, probabilities: Tensor, rewards: Tensor, discount:
+    Discount, alpha: float,
+) -> Tensor:  # fmt: skip
     """Take one step of batch expected SARSA (Sutton and Barto, 2018, section 6.6).
 
     Here `phi_next`, (B, n, A, d), holds phi(s_{i+1}, b) for every action b, and `probabilities`,
@@ -206,14 +189,9 @@ def n_step_sarsa_update(
 
 
 def sarsa_lambda_update(
-    w: Tensor,
-    phi: Tensor,
-    phi_next: Tensor,
-    rewards: Tensor,
-    discount: Discount,
-    alpha: float,
+    w: Tensor, phi: Tensor, phi_next: Tensor, rewards: Tensor, discount: Discount, alpha: float,
     trace_decay: float,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """Take one step of batch SARSA(lambda) with accumulating traces (the backward view).
 
     Sutton and Barto (2018), section 12.7, with w frozen during the window; `trace_decay`, in [0,
@@ -233,14 +211,9 @@ def sarsa_lambda_update(
 
 
 def differential_sarsa_update(
-    average_reward: Tensor,
-    w: Tensor,
-    phi: Tensor,
-    phi_next: Tensor,
-    rewards: Tensor,
-    alpha: float,
+    average_reward: Tensor, w: Tensor, phi: Tensor, phi_next: Tensor, rewards: Tensor, alpha: float,
     beta: float,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Take one step of batch differential SARSA, for the average reward per step.
 
     Sutton and Barto (2018), section 10.3. There is no discount; `average_reward`, (B, 1), is the
@@ -263,16 +236,9 @@ def differential_sarsa_update(
 
 
 def q_actor_critic_update(
-    lam: Tensor,
-    w: Tensor,
-    phi: Tensor,
-    phi_next: Tensor,
-    rewards: Tensor,
-    scores: Tensor,
-    discount: Discount,
-    alpha: float,
-    beta: float,
-) -> tuple[Tensor, Tensor]:
+    lam: Tensor, w: Tensor, phi: Tensor, phi_next: Tensor, rewards: Tensor, scores: Tensor,
+    discount: Discount, alpha: float, beta: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Take one step of actor-critic with action values (Sutton et al., 1999).
 
     The critic is SARSA; the actor weighs each score with the critic's value of the action itself.
@@ -285,15 +251,9 @@ def q_actor_critic_update(
 
 
 def reinforce_update(
-    lam: Tensor,
-    w: Tensor,
-    phi_v: Tensor,
-    rewards: Tensor,
-    scores: Tensor,
-    discount: Discount,
-    alpha: float,
-    beta: float,
-) -> tuple[Tensor, Tensor]:
+    lam: Tensor, w: Tensor, phi_v: Tensor, rewards: Tensor, scores: Tensor, discount: Discount,
+    alpha: float, beta: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Take one step of REINFORCE with baseline (Sutton and Barto, 2018, section 13.4).
 
     A window counts as an episode: returns end with it, and nothing is bootstrapped.
