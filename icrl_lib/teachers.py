@@ -127,8 +127,8 @@ def residual_gradient_update(
 
 
 def expected_sarsa_update(
-    w: Tensor, phi: Tensor, phi_next: Tensor, probabilities: Tensor, rewards: Tensor, discount:
-    Discount, alpha: float,
+    w: Tensor, phi: Tensor, phi_next: Tensor, probabilities: Tensor, rewards: Tensor,
+    discount: Discount, alpha: float,
 ) -> Tensor:  # fmt: skip
     """Take one step of batch expected SARSA (Sutton and Barto, 2018, section 6.6).
 
