@@ -384,7 +384,7 @@ def test_without_a_sandbox_grades_are_the_same_and_it_says_what_is_not_protected
     options = classroom.Options(sandbox=False, limits=LIMITS)
     rows = classroom.grade(folder, tmp_path / "grades", options)
     said = capsys.readouterr().err
-    assert "NO SANDBOX: bubblewrap (bwrap) is not installed." in said
+    assert "NO SANDBOX: it is switched off." in said
     for word in ("read every file", "write and delete", "network", "processes", "disk"):
         assert word in said
     assert [row.grade.total for row in rows] == [0, 18, 0]
@@ -402,6 +402,9 @@ def test_a_sandbox_that_does_not_start_is_none(tmp_path):
     place = Sandbox(Limits(), str(broken))
     assert place.unprotected
     assert "No permissions to create new namespace" in place.why
+    missing = Sandbox(Limits(), str(tmp_path / "nowhere"))
+    assert missing.why == "bubblewrap (bwrap) is not installed"
+    assert missing.unprotected
 
 
 @in_a_sandbox

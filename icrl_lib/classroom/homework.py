@@ -183,7 +183,7 @@ def _problems(
     if came is None and asked["outcome"] != "number":
         words = _words(results[-1])
         return [(aspect, f"expected a tensor, got {words}; is there a `return`?", "")]
-    if dtypes and [array.dtype for array in came or []] != dtypes:
+    if dtypes and came is not None and [array.dtype for array in came] != dtypes:
         if len(came) != len(dtypes):
             return [(aspect, f"expected {len(dtypes)} tensors, got {len(came)}", "")]
         wrong = next(i for i, array in enumerate(came) if array.dtype != dtypes[i])
@@ -253,7 +253,7 @@ def _sizes(instance: Plain) -> str:
 
 def _tensors(instance: Plain, results: list[Any]) -> list[Tensor]:
     """Compare the result itself."""
-    return [array.values for array in _arrays(results[-1])]
+    return [array.values for array in _arrays(results[-1]) or []]
 
 
 def _number(instance: Plain, results: list[Any]) -> list[Tensor]:
@@ -288,7 +288,7 @@ def _head(instance: Plain, results: list[Any]) -> list[Tensor]:
 
 def _not_affine(instance: Plain, results: list[Any]) -> list[Tensor]:
     """Compare whether Q-learning violates f(w) + f(-w) = 2 f(0) by more than 0.1 in some entry."""
-    w, phi, phi_next = (array.values for array in _arrays(results[-1]))
+    w, phi, phi_next = (array.values for array in _arrays(results[-1]) or [])
     for name, tensor, axes in (("w", w, 2), ("phi", phi, 3), ("phi_next", phi_next, 4)):
         if tensor.ndim != axes or tensor.shape[0] != 1 or tensor.numel() > 10**4:
             raise ValueError(f"{name} has another shape than the question says")

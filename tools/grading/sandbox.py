@@ -90,7 +90,8 @@ class Sandbox:
         self._library = _library()
         self._inside = Path(__file__).with_name("inside.py").read_bytes()
         found = shutil.which(bubblewrap) if bubblewrap else None
-        self.bubblewrap, self.why = found, "bubblewrap (bwrap) is not installed"
+        self.bubblewrap = found
+        self.why = "bubblewrap (bwrap) is not installed" if bubblewrap else "it is switched off"
         if found is not None:
             said = _does_it_work(found)
             if said is not None:
