@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -119,7 +120,7 @@ class TabularMDP:
         tensors = (t[index] for t in (self.transition, self.reward, self.initial))
         return TabularMDP(*tensors, self.discount, self.terminal)
 
-    def to(self, *args: object, **kwargs: object) -> TabularMDP:
+    def to(self, *args: Any, **kwargs: Any) -> TabularMDP:
         """Move the tensors to a dtype or device, as ``Tensor.to`` does."""
         tensors = (t.to(*args, **kwargs) for t in (self.transition, self.reward, self.initial))
         transition, reward, initial = tensors

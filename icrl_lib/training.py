@@ -125,17 +125,24 @@ class TrainingConfig:
         return cls(_algorithm(algorithm))
 
     @classmethod
-    def lockstep(cls, algorithm: Algorithm | str) -> TrainingConfig:
-        """Return settings that reach the manifold in seconds: 256 MDPs at a time, 1,200 steps.
+    def lockstep(cls, algorithm: Algorithm | str, family: Family | None = None) -> TrainingConfig:
+        """Return settings that reach the manifold in seconds: 256 MDPs at a time.
 
-        Differs from the paper in the number of MDPs, the batch, the learning rate and its decay.
+        Up to the paper's 73 rows of a token 1,200 steps are enough. Larger blocks need a smaller
+        learning rate, because all their entries move by it before any knows where to, and more
+        steps; chapter 26 has a table of sizes. Differs from the paper in the number of MDPs, the
+        batch, the learning rate and its decay.
         """
+        algorithm = _algorithm(algorithm)
+        scale = max(1.0, algorithm.layout.n_token / 73)
+        batches = round(24 * scale**1.6)
         return cls(
-            _algorithm(algorithm),
-            n_mdps=24 * 256,
+            algorithm,
+            n_mdps=256 * batches,
             batch=256,
-            learning_rate=1e-2,
-            decay=0.9,
+            family=family or RandomMDPs(),
+            learning_rate=1e-2 * scale**-1.2,
+            decay=0.9 if scale == 1 else (0.28 * scale**-3) ** (2 / batches),
             decay_every=512,
         )
 

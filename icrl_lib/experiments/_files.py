@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -27,7 +27,7 @@ def beside(path: Path, ending: str) -> Path:
 
 
 @contextlib.contextmanager
-def reserved(path: Path) -> Iterator[None]:
+def reserved(path: Path) -> Generator[None, None, None]:
     """Keep other runs away from a file; raise a ValueError if one is at work or it cannot be made.
 
     The system gives the lock back when the process ends, however it ends. Where there are no such

@@ -34,7 +34,7 @@ from icrl_lib import __version__
 from icrl_lib.algorithms import ALGORITHMS
 from icrl_lib.experiments import _files
 from icrl_lib.mdps import cumulative
-from icrl_lib.policies import rollout
+from icrl_lib.policies import Window, rollout
 from icrl_lib.students import LinearBlock, LiteralBlock
 from icrl_lib.training import (
     FarFromTeacher,
@@ -360,17 +360,18 @@ def _timed(losses: Iterator[float], windows: int) -> LoopRun:
 
 def _plain(config: TrainingConfig, weights: Sequence[Tensor] | None) -> Iterator[float]:
     """Yield the loss of every window."""
-    algorithm, n = config.algorithm, config.window
+    algorithm: Any = config.algorithm
+    n = config.window
     sarsa = algorithm.name == "sarsa"
     generator = torch.Generator().manual_seed(config.seed)
     mdp, features, parameters, state = draw_situation(config, 1, generator)
     transition, reward, gamma = mdp.transition[0], mdp.reward[0], mdp.discount
-    phi_pi, phi_v = (features[0], None) if sarsa else (features.policy[0], features.value[0])
+    phi_pi, phi_v = [features[0]] * 2 if sarsa else (features.policy[0], features.value[0])
     m = 0 if sarsa else algorithm.m
     p, k = algorithm.n_parameters, algorithm.layout.n_token
     P, V = _leaves(weights or _start(config).weights())
     optimiser = torch.optim.Adam([P, V], lr=config.learning_rate)
-    theta, s = parameters[0], state.item()
+    theta, s = parameters[0], int(state)
 
     def probabilities(s: int) -> Tensor:
         if sarsa:
@@ -378,9 +379,12 @@ def _plain(config: TrainingConfig, weights: Sequence[Tensor] | None) -> Iterator
             return torch.nn.functional.one_hot(q.argmax(), mdp.n_actions).to(q.dtype)
         return (phi_pi[s] @ theta[:m]).softmax(-1)
 
+    def draw(probabilities: Tensor) -> int:
+        return int(torch.multinomial(probabilities, 1, generator=generator).item())
+
     def act(s: int) -> int:
         pi = (1 - algorithm.epsilon) * probabilities(s) + algorithm.epsilon / mdp.n_actions
-        return torch.multinomial(pi, 1, generator=generator).item()
+        return draw(pi)
 
     while True:
         H = torch.zeros(k + 1 + p, n + 1, dtype=theta.dtype)
@@ -388,7 +392,7 @@ def _plain(config: TrainingConfig, weights: Sequence[Tensor] | None) -> Iterator
         step = torch.zeros_like(theta)
         a = act(s)
         for i in range(n):
-            s_next = torch.multinomial(transition[s, a], 1, generator=generator).item()
+            s_next = draw(transition[s, a])
             a_next = act(s_next)
             r = reward[s, a, s_next]
             if sarsa:
@@ -420,7 +424,8 @@ def _tidy(
     config: TrainingConfig, block: Callable[..., Tensor], weights: Sequence[Tensor] | None = None
 ) -> Iterator[tuple[float, Sequence[Tensor]]]:
     """Yield the loss of every window, and the weights after its step."""
-    algorithm, n = config.algorithm, config.window
+    algorithm: Any = config.algorithm
+    n = config.window
     sarsa, m, epsilon = algorithm.name == "sarsa", getattr(algorithm, "m", 0), algorithm.epsilon
     rates = (algorithm.alpha,) if sarsa else (algorithm.alpha, algorithm.beta)
     generator, rng = torch.Generator().manual_seed(config.seed), np.random.default_rng(config.seed)
@@ -432,7 +437,7 @@ def _tidy(
     while True:
         mdp, features, parameters, state = draw_situation(config, 1, generator)
         move, reward = cumulative(mdp.transition[0])[..., :-1].numpy(), mdp.reward[0].numpy()
-        phi, values = (features[0], None) if sarsa else (table[0].numpy() for table in features)
+        phi, values = [features[0]] * 2 if sarsa else (table[0].numpy() for table in features)
         phi, theta, s_next, gamma = (
             np.asarray(phi),
             parameters[0].numpy(),
@@ -563,7 +568,8 @@ def roofline(config: TrainingConfig, limits: dict[str, float]) -> dict[str, dict
         that arithmetic and memory traffic take. Every stage reads its input from memory and writes
         its result to it once.
     """
-    algorithm, n = config.algorithm, config.window
+    algorithm: Any = config.algorithm
+    n = config.window
     (S, A), k, p = config.family.sizes(), algorithm.layout.n_token, algorithm.n_parameters
     d, m = algorithm.d, getattr(algorithm, "m", 0)
     actor = m or d  # features of a pair that the policy is made of
@@ -611,7 +617,7 @@ def split(config: TrainingConfig, repeats: int = 5) -> dict[str, float]:
     algorithm, generator = config.algorithm, trainer.generator
     mdp, features, parameters, state = draw_situation(config, config.batch, generator)
 
-    def roll() -> tuple:
+    def roll() -> Window:
         policy = algorithm.policy(features, parameters)
         return rollout(mdp, policy, config.window, state, generator)
 
@@ -639,7 +645,8 @@ def split(config: TrainingConfig, repeats: int = 5) -> dict[str, float]:
 
 def scaling(config: TrainingConfig, effort: Effort) -> dict[str, dict[str, Any]]:
     """Time optimiser steps of other sizes, and fit exponents: time ~ size^exponent."""
-    algorithm = config.algorithm
+    algorithm: Any = config.algorithm
+    family: Any = config.family
 
     def resized(axis: str, factor: float) -> tuple[int, TrainingConfig]:
         if axis == "d":  # all features together
@@ -649,9 +656,9 @@ def scaling(config: TrainingConfig, effort: Effort) -> dict[str, dict[str, Any]]
             return changed.n_parameters, dataclasses.replace(config, algorithm=changed)
         if axis in "SA":
             field = {"S": "n_states", "A": "n_actions"}[axis]
-            size = max(1, round(getattr(config.family, field) * factor))
-            family = dataclasses.replace(config.family, **{field: size})
-            return size, dataclasses.replace(config, family=family)
+            size = max(1, round(getattr(family, field) * factor))
+            changed = dataclasses.replace(family, **{field: size})
+            return size, dataclasses.replace(config, family=changed)
         size = max(1, round({"n": config.window, "B": config.batch}[axis] * factor))
         changed = {"window": size} if axis == "n" else {"batch": size, "n_mdps": size}
         return size, dataclasses.replace(config, **changed)
@@ -703,7 +710,7 @@ def time_to_target(config: TrainingConfig, limit: float) -> dict[str, Any]:
     trainer = _Trainer(dataclasses.replace(lockstep, n_mdps=100 * lockstep.batch))
     steps = trainer.work()
 
-    def more() -> tuple[int, LinearBlock]:
+    def more() -> tuple[int, torch.nn.Module]:
         deque(islice(steps, 25), maxlen=0)
         return trainer.windows, trainer.student
 
@@ -732,7 +739,7 @@ def tidy_time_to_target(config: TrainingConfig, limit: float) -> dict[str, Any]:
 
 
 def _until_target(
-    more: Callable[[], tuple[int, LinearBlock]], config: TrainingConfig, limit: float
+    more: Callable[[], tuple[int, torch.nn.Module]], config: TrainingConfig, limit: float
 ) -> dict[str, Any]:
     """Train on until the block is good enough or time is over; `more` returns windows so far."""
     held_out = dataclasses.replace(config, n_mdps=100, frames=10)
@@ -829,7 +836,7 @@ class Processes:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        for jobs, _ in self._queues:
+        for jobs, _answers in self._queues:
             jobs.put(None)
         for process in self._processes if kind else ():  # interrupted: nobody waits for the end
             process.terminate()
@@ -896,7 +903,7 @@ def _until_the_end(jobs: Any) -> Iterator[TrainingConfig]:
         try:
             config = jobs.get(timeout=5)
         except queue.Empty:
-            if multiprocessing.parent_process().is_alive():
+            if (parent := multiprocessing.parent_process()) and parent.is_alive():
                 continue
             return
         if config is None:

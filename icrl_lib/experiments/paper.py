@@ -10,7 +10,7 @@ import platform
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from functools import partial
 from importlib import resources
 from typing import Any
@@ -215,7 +215,7 @@ def weights(results: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
 
 
 @contextlib.contextmanager
-def _stopping_between_steps() -> Iterator[Callable[[Step], bool]]:
+def _stopping_between_steps() -> Generator[Callable[[Step], bool], None, None]:
     """Let an interrupt wait for the end of a step, so that a checkpoint can be written.
 
     Yields what `train` has to watch. A second interrupt does not wait.
