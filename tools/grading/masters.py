@@ -154,7 +154,9 @@ def distribute(path: Path, course: Course = PUBLIC_COURSE) -> Distribution:
     if not (kept / "done").exists():
         kept.mkdir(parents=True, exist_ok=True)
         for name, content in _assign(path.name, prepared, hidden).items():
-            (kept / name).write_bytes(content)
+            part = kept / f".{name}-{os.getpid()}"  # others may be doing the same
+            part.write_bytes(content)
+            os.replace(part, kept / name)
         (kept / "done").touch()
     student, solution = (
         nbformat.reads((kept / f"{kind}.ipynb").read_text("utf-8"), as_version=4)
