@@ -19,7 +19,8 @@ discount : float or Tensor of shape (B, n)
 alpha, beta : float
     Step sizes, above 0; of two, alpha is the actor's and beta the critic's.
 
-A ValueError says which shapes, dtypes or devices disagree, or which number is out of range.
+Updated parameters have the shapes of those given. A ValueError says which shapes, dtypes or devices
+disagree, or which number is out of range.
 
 Where episodes end within a window, the discount is a tensor of one gamma_i for each transition
 (transition-based discounting; White, 2017). It is 0 for the transition that ends an episode and for
