@@ -47,6 +47,7 @@ serve: book
 test: .venv/installed
 	$(IN_VENV) -m ruff check .
 	$(IN_VENV) -m ruff format --check .
+	.venv/bin/ty check --quiet icrl_lib
 	$(IN_VENV) -m pytest --nbval --nbval-cell-timeout=120 --nbval-sanitize-with tests/nbval_sanitize.cfg -n 2 --dist loadfile --no-loadscope-reorder
 
 coverage: .venv/installed

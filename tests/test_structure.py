@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import pytest
 import icrl_lib
 
 PACKAGE = Path(icrl_lib.__file__).parent
+BOOK = Path(__file__).resolve().parent.parent / "book"
 WINGS = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
 # The command line is the way into the experiments.
 SCIENCE = sorted(path for path in PACKAGE.glob("*.py") if path.name != "__main__.py")
@@ -55,3 +58,26 @@ def test_science_imports_no_wing(path):
 )
 def test_an_import_of_a_wing_is_seen(line):
     assert of_wings(line) != set()
+
+
+def test_the_science_stays_small():
+    """All of it can be read; what is added has to be worth what it takes."""
+    modules = [path for path in SCIENCE if path.name != "__init__.py"]
+    assert sum(len(path.read_text().splitlines()) for path in modules) <= 5750
+
+
+def code_of(path: Path) -> str:
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
+
+
+def test_there_are_two_optimiser_loops():
+    """That of training, and that of in-context TD, which has no teacher; chapters have none."""
+    science = {path.stem: path.read_text() for path in SCIENCE}
+    chapters = {path.stem: code_of(path) for path in sorted(BOOK.glob("[0-9]*.ipynb"))}
+    steps = re.compile(r"(?<!schedule)\.step\(\)")
+    loops = {name: len(steps.findall(code)) for name, code in (science | chapters).items()}
+    assert {name: count for name, count in loops.items() if count} == {
+        "training": 1,
+        "in_context_td": 1,
+    }
