@@ -62,25 +62,19 @@ class TrainingConfig:
     ----------
     algorithm : Algorithm
         The algorithm to mimic; a name, such as "sarsa", stands for its default settings.
-    n_mdps : int
-        Number K of MDPs.
-    frames : int
-        Windows, and optimiser steps, per MDP.
+    n_mdps, frames : int
+        Number K of MDPs, and of windows, and optimiser steps, per MDP.
     batch : int
-        MDPs that are trained on in lockstep: one optimiser step per frame on their mean loss.
-        With 1 this is Algorithm 1 (or 2) of the paper, line by line.
-    window : int
-        Number n of transitions in a window.
-    family : Family
-        What MDPs, features, first parameters and first states are drawn from.
-    learning_rate : float
-        Adam's learning rate at the start.
-    decay, decay_every : float, int
-        The learning rate is multiplied by `decay` whenever `decay_every` more MDPs are done.
-    gain : float
-        Gain of the Xavier-normal initialisation of P12 and V21.
-    seed : int
-        Seed of everything random.
+        MDPs that are trained on in lockstep: one optimiser step per frame on their mean loss. With
+        1 this is Algorithm 1 (or 2) of the paper, line by line.
+    window, family
+        Number n of transitions in a window, and what MDPs, features, first parameters and first
+        states are drawn from.
+    learning_rate, decay, decay_every : float, float, int
+        Adam's learning rate at the start; it is multiplied by `decay` whenever `decay_every` more
+        MDPs are done.
+    gain, seed : float, int
+        Gain of the Xavier-normal initialisation of P12 and V21, and seed of everything random.
     dtype, device : str
         Where and how to compute: "float32" or "float64", "cpu" or "cuda".
     """
@@ -223,23 +217,17 @@ class Run:
 
     Attributes
     ----------
-    student : torch.nn.Module
-        What was trained.
+    student, config, seconds
+        What was trained, what was run, and the wall-clock time.
     losses, errors : Tensor of float64, shape (K,)
         The training loss, eq. (6), and the relative error, in order; means over `loss_every`
-        consecutive steps. The relative error is the root of the sum of ||student - teacher||^2
-        over that of ||teacher - parameters||^2: 1 is as bad as not updating. Every window is new
-        to the student when they are measured.
-    loss_every : int
-        Optimiser steps per recorded loss: 1 for runs of up to `MAX_RECORDED_LOSSES` steps.
+        consecutive steps, 1 for runs of up to `MAX_RECORDED_LOSSES` of them. The relative error is
+        the root of the sum of ||student - teacher||^2 over that of ||teacher - parameters||^2: 1 is
+        as bad as not updating. Every window is new to the student when they are measured.
     error : float
         The relative error over the last batch of MDPs.
-    config : TrainingConfig
-        What was run.
     n_steps : int
         Optimiser steps that were taken; fewer than the configuration's if it was stopped.
-    seconds : float
-        Wall-clock time.
     """
 
     student: nn.Module
@@ -287,10 +275,7 @@ class Run:
     def projection(self) -> Projection:
         """Return where (P, V) lies relative to the manifold of the construction.
 
-        Raises
-        ------
-        ValueError
-            If the construction does not perform the teacher, so that nothing would follow.
+        A ValueError says that the construction does not perform the teacher: nothing would follow.
         """
         algorithm, P = self.config.algorithm, self.P
         star = algorithm.construction(dtype=torch.float64)
@@ -323,21 +308,12 @@ _STORED = ("losses", "errors", "loss_every", "error", "n_steps", "seconds")
 
 
 def load_run(path: str | os.PathLike, student: nn.Module | None = None) -> Run:
-    """Read a run that `Run.save` wrote.
+    """Read a run that `Run.save` wrote, into a copy of `student`, a module of the kind that was
+    trained.
 
-    Parameters
-    ----------
-    path : path
-        The file.
-    student : torch.nn.Module, optional
-        A module of the kind that was trained, into a copy of which the weights are put; not needed
-        for a `LinearBlock`.
-
-    Raises
-    ------
-    ValueError
-        If the file holds no run or is damaged, its classes are not imported, or `student` is not
-        of the kind that was trained.
+    For a `LinearBlock` no student is needed. A ValueError says that the file holds no run or is
+    damaged, that its classes are not imported, or that `student` is not of the kind that was
+    trained.
     """
     file = _file("path", path)
     content = _read("path", file, "run")
@@ -363,20 +339,11 @@ def load_run(path: str | os.PathLike, student: nn.Module | None = None) -> Run:
 
 
 class Step(NamedTuple):
-    """One optimiser step.
+    """One optimiser step, the `number`-th, on the data set `windows`.
 
-    Attributes
-    ----------
-    number : int
-        Steps taken, this one included.
-    loss : float
-        Mean of half the squared distance to the teacher, before the step.
-    error : float
-        The same as a relative error; see `Run`.
-    windows : Windows
-        What the step was taken on.
-    student : torch.nn.Module
-        The student after the step. The next step changes it.
+    `loss` is the mean of half the squared distance to the teacher, before the step, and `error` the
+    same as a relative error; see `Run`. `student` is the module after the step; the next changes
+    it.
     """
 
     number: int
@@ -391,20 +358,10 @@ def fit(
 ) -> Iterator[Step]:
     """Train a student on batches of windows, one step each: the loop of every training here.
 
-    Parameters
-    ----------
-    student : torch.nn.Module
-        Maps tokens (B, n, k) and parameters (B, p) to updated parameters (B, p). It is changed.
-    batches : iterable of Windows
-        What to train on, for example ``itertools.repeat(windows, 1000)`` for 1,000 steps on the
-        same sample.
-    optimiser : torch.optim.Optimizer
-        Any optimiser of the student's parameters; its learning rate may be changed between steps.
-
-    Yields
-    ------
-    Step
-        One for each batch.
+    The student maps tokens (B, n, k) and parameters (B, p) to updated parameters (B, p), and is
+    changed. Batches are, for example, ``itertools.repeat(windows, 1000)`` for 1,000 steps on the
+    same sample. Any `optimiser` of the student's parameters will do; its learning rate may be
+    changed between steps.
     """
     check_instance("student", student, nn.Module)
     check_instance("optimiser", optimiser, torch.optim.Optimizer)
@@ -449,19 +406,8 @@ def mimic(
 ) -> Iterator[Step]:
     """Train step by step; watch a run by looking at its steps, stop it by leaving the loop.
 
-    Parameters
-    ----------
-    config : TrainingConfig
-        What to run.
-    student : torch.nn.Module, optional
-        What to train; see `train`.
-    driver : str
-        Whose updates the agents make, the "teacher"'s or the "student"'s.
-
-    Yields
-    ------
-    Step
-        ``config.steps`` times.
+    `student` is as of `train`, and `driver` says whose updates the agents make, the "teacher"'s or
+    the "student"'s. There are ``config.steps`` steps.
     """
     if driver not in ("teacher", "student"):
         raise ValueError(f"driver: expected 'teacher' or 'student', got {driver!r:.200}")
@@ -484,15 +430,14 @@ def train(
     window gives one optimiser step on the batch mean of half the squared distance between the
     student's parameters and the teacher's. The weights carry over from batch to batch.
 
-    By default the student is a `LinearBlock`, which computes with P12 and V21 alone: by
-    Proposition 3.1 every other block either receives no gradient or stays at the zero it starts
-    from.
+    By default the student is a `LinearBlock`, which computes with P12 and V21 alone: by Proposition
+    3.1 every other block either receives no gradient or stays at the zero it starts from.
 
     Several processes can share the work: each calls `train` with the same configuration and the
     group that ``torch.distributed.init_process_group`` made ("gloo", or "nccl" with a CUDA device
     each), for example under ``torchrun --nproc-per-node 2 -m icrl_lib paper --distributed``. Each
-    takes its part of every batch of MDPs, the gradients of the parts are added up, and all take
-    the same optimiser step. All of them draw all random numbers and use their own, so the MDPs,
+    takes its part of every batch of MDPs, the gradients of the parts are added up, and all take the
+    same optimiser step. All of them draw all random numbers and use their own, so the MDPs,
     features and trajectories are those of a single process, and what differs is the order in which
     the gradients of a batch are summed: the result is that of one process to within rounding, and
     the same bits for the same number of processes. The first process alone writes the checkpoint,
@@ -501,28 +446,19 @@ def train(
 
     Parameters
     ----------
-    config : TrainingConfig
-        What to run.
     student : torch.nn.Module, optional
-        Maps tokens (B, n, k) and parameters (B, p) to updated parameters (B, p), for example one
-        of `icrl_lib.students`, or ``run.student`` of an earlier run to go on from. A copy of it
-        is trained, in the dtype and on the device of the configuration.
+        Maps tokens (B, n, k) and parameters (B, p) to updated parameters (B, p), for example one of
+        `icrl_lib.students`, or ``run.student`` of an earlier run to go on from. A copy of it is
+        trained, in the dtype and on the device of the configuration.
     watch : callable, optional
         Called with every `Step`; the run stops after a step for which it returns True.
     progress : bool, optional
         Show a progress bar, with loss and relative error; by default only on a terminal.
-    checkpoint : path, optional
-        File to which the state of the run is written every `checkpoint_every` seconds and from
-        which a killed run goes on, with the same result to the bit. It stays when the run is done.
-    checkpoint_every : float
-        Seconds between checkpoints.
+    checkpoint, checkpoint_every
+        File to which the state of the run is written every so many seconds and from which a killed
+        run goes on, with the same result to the bit. It stays when the run is done.
     group : ProcessGroup, optional
         The processes that share the work, such as ``torch.distributed.group.WORLD``.
-
-    Returns
-    -------
-    Run
-        Student, losses and configuration.
 
     Raises
     ------
@@ -584,21 +520,10 @@ def relative_error(
 ) -> float:
     """Compare a student with its teacher on MDPs that it was not trained on.
 
-    Parameters
-    ----------
-    config : TrainingConfig
-        Says which family, how many MDPs (`n_mdps`, all at once) and how many windows of each
-        (`frames`). The teacher drives the agents.
-    student : torch.nn.Module, or function of tokens and parameters
-        What is compared.
-    generator : torch.Generator
-        Source of randomness.
-
-    Returns
-    -------
-    float
-        The root of the sum of ||student - teacher||^2 over the sum of ||teacher - parameters||^2,
-        all windows together: 0 is perfect, 1 is as bad as not updating.
+    `config` says which family, how many MDPs (`n_mdps`, all at once) and how many windows of each
+    (`frames`); the teacher drives the agents. The student is a module or a function of tokens and
+    parameters. Returned is the root of the sum of ||student - teacher||^2 over the sum of ||teacher
+    - parameters||^2, all windows together: 0 is perfect, 1 is as bad as not updating.
     """
     check_instance("config", config, TrainingConfig)
     if not callable(student):
