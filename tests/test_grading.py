@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import copy
 import csv
@@ -98,6 +99,16 @@ HARMLESS = {
     "waits": "input('your name? ')",
     "installs": "%pip install numpy\n!ls\nimport matplotlib\n%matplotlib inline",
     "other-defaults": "torch.set_default_dtype(torch.float64)\ntorch.set_grad_enabled(False)",
+    "interrupts": "raise KeyboardInterrupt",
+    "makes-a-child": "import subprocess\nsubprocess.Popen(['sleep', '613'])",
+    "asks-for-all-memory": "kept = bytearray(10**13)",
+    "takes-rights-away": "import os\nos.mkdir('mine')\nos.chmod('mine', 0)\nos.chmod('.', 0)",
+    "pipes-in-the-way": "import os\n[os.mkfifo(n) for n in ('answers', 'icrl_lib', 'task.json')]",
+    "links-in-the-way": "import os\nos.makedirs('answers')\nos.symlink('.', 'loop')\n"
+    "os.symlink('/etc/passwd', 'task.json')",
+    "threads-and-last-words": "import atexit, threading, time\n"
+    "threading.Thread(target=time.sleep, args=(999,)).start()\n"
+    "atexit.register(time.sleep, 999)",
 }
 """Cells that do no harm to the answers, and cost nothing."""
 
@@ -109,8 +120,18 @@ ENDS = {
         "crashed",
     ),
     "closes-everything": ("import os\nos.closerange(0, 100)", "crashed"),
-    "sleeps": ("import time\nwhile True:\n    time.sleep(1)", "time limit"),
-    "stops-itself": ("import os\nos.kill(os.getpid(), 19)", "time limit"),
+    "raises-without-words": (
+        "class Wordless(Exception):\n    __str__ = None\nraise Wordless",
+        "crashed",
+    ),
+    "endless-loop": ("while True:\n    pass", "time limit"),
+    "endless-sleep": ("import time\nwhile True:\n    time.sleep(1)", "time limit"),
+    "endless-stop": ("import os\nos.kill(os.getpid(), 19)", "time limit"),
+    "endless-with-a-child": (
+        "import subprocess, time\nsubprocess.Popen(['sleep', '613'], start_new_session=True)\n"
+        "time.sleep(999)",
+        "time limit",
+    ),
     "forks": (
         "import os, time\nwhile True:\n    try:\n        if os.fork() == 0:\n"
         "            time.sleep(99)\n    except OSError:\n        time.sleep(0.1)",
@@ -122,7 +143,7 @@ ENDS = {
         "crashed",
     ),
 }
-"""Cells that end a notebook before its answers, with the status."""
+"""Cells that end a notebook before its answers, with the status; by name the longest come first."""
 
 DANGEROUS = ("kills-everybody", "forks")
 """What nobody runs outside a sandbox."""
@@ -149,6 +170,28 @@ CHEATS = {
     "for fd in range(3, 256):\n"
     "    try:\n        os.write(fd, (line + json.dumps({'done': True}) + '\\n').encode())\n"
     "    except OSError:\n        pass",
+    "writes-odd-answers": "import os\n"
+    "odd = ['null', '[]', '1', '\"x\"', '{}', '[' * 5000, '1' * 5000, '\\udcff', '{\"done\": 1}',\n"
+    '       \'{"cell": true, "error": {}}\', \'{"question": [], "answer": {}}\']\n'
+    'odd += [f\'{{"question": "{question}", "answer": {answer}}}\'\n'
+    "        for question in ('by_hand', 'sarsa_update', 'prompt')\n"
+    "        for answer in ('null', '[]', '{\"value\": NaN}', '{\"value\": 1e999}',\n"
+    "                       '{\"records\": {}}', '{\"records\": [null]}', '{\"missing\": []}',\n"
+    "                       '{\"value\": ' + '[' * 900 + ']' * 900 + '}')]\n"
+    "lines = '\\n'.join(['', *odd, '']).encode('utf-8', 'surrogateescape')\n"
+    "for fd in range(3, 256):\n    try:\n        os.write(fd, lines)\n"
+    "    except OSError:\n        pass",
+    "a-child-answers": "import os, time\n"
+    'line = b\'\\n{"question": "by_hand", "answer": {"points": 18}}\\n\'\n'
+    "if os.fork() == 0:\n    os.setsid()\n    for _ in range(200):\n"
+    "        for fd in range(3, 256):\n            try:\n                os.write(fd, line)\n"
+    "            except OSError:\n                pass\n        time.sleep(0.1)\n    os._exit(0)",
+    "a-tensor-of-its-own": "class Any(torch.Tensor):\n    @classmethod\n"
+    "    def __torch_function__(cls, *_, **__):\n        return torch.tensor(0.0)\n"
+    "    tolist = lambda _: ['right']\n    numel = lambda _: 0\n"
+    "def sarsa_update(w, **_):\n    return torch.zeros_like(w).as_subclass(Any)",
+    "numbers-that-are-none": "class Number:\n    __float__ = __index__ = lambda self: 1 / 0\n"
+    "w_by_hand, n_nonzero = Number(), float('nan')",
     "hijacks-the-end": "import json\nreal = json.dumps\n"
     "json.dumps = lambda told, **z: real({**told, 'points': 18, 'possible': 18})",
 }
@@ -173,11 +216,98 @@ SPIES = {
     "        open(f'/tmp/{{i}}', 'wb').write(b'x' * 10**7)\n    found = 1\n"
     "except OSError:\n    pass\n"
     "raise RuntimeError(f'found {{found}} of them')",
+    "descriptors": "import os\n"
+    "names = [os.readlink(f'/proc/self/fd/{{n}}') for n in range(256)\n"
+    "         if os.path.lexists(f'/proc/self/fd/{{n}}')]\n"
+    "found = [n for n in names if n[0] == '/' and not n.startswith(('/dev/', '/proc/'))]\n"
+    "raise RuntimeError(f'found {{len(found)}} of them {{found}}')",
+    "deletes": "import os, shutil\n"
+    "for path in {paths!r} + ['/place', '/home', '/etc', '/tmp', '.']:\n"
+    "    shutil.rmtree(path, ignore_errors=True)\n"
+    "found = int(not os.path.exists('/place/library/icrl_lib'))\n"
+    "raise RuntimeError(f'found {{found}} of them')",
+    "edits-the-library": "from icrl_lib.classroom import homework\nfound = 0\ntry:\n"
+    "    open(homework.__file__, 'a').close()\n    found = 1\nexcept OSError:\n    pass\n"
+    "raise RuntimeError(f'found {{found}} of them')",
+    "kills-its-parent": "import os\nos.kill(os.getppid(), 9)\n"
+    "raise RuntimeError('found 0 of them')",
     "detached": "import subprocess\nfor _ in range(5):\n"
     "    subprocess.Popen(['sleep', '613'], start_new_session=True)\n"
     "raise RuntimeError('found 0 of them')",
 }
 """Cells that count what they should not reach, in notebooks with right answers."""
+
+ODD = {
+    "odd-kinds": {
+        "q1": "def sarsa_update(w, **_):\n    return w.to_sparse()",
+        "q2": "w_by_hand = 10**400",
+        "q3": "def prompt(**_):\n    nested = []\n    nested.append(nested)\n    return nested",
+        "q4": "def weights(d, alpha, c):\n    return torch.zeros(9, 9, device='meta'), 1j",
+        "q5": "n_nonzero = iter(int, 1)",
+        "q6": "def what_it_computes(w, **_):\n    return torch.zeros(1, 1).expand(10**9, 9)",
+    },
+    "odd-ends": {
+        "q1": "def sarsa_update(**_):\n    raise type('E', (Exception,), {'__str__': None})",
+        "q2": "w_by_hand = type('N', (), {'__float__': lambda _: __import__('sys').exit()})()",
+        "q3": "def prompt(**_):\n    return prompt(**_)",
+        "q4": "def weights(d, alpha, c):\n    yield weights",
+        "q5": "n_nonzero = type('L', (list,), {'__len__': lambda _: -1})()",
+        "q6": "def what_it_computes(**_):\n    raise SystemExit",
+    },
+}
+"""Answers of every kind but the right one."""
+
+FILES = {
+    "empty": b"",
+    "text": b"I could not export it.",
+    "half": json.dumps({"cells": [{"cell_type": "code", "source": "x" * 900}]}).encode()[:900],
+    "nested": b"[" * 10**5,
+    "nested-within": b'{"cells": [], "metadata": ' + b'{"otter": ' * 10**5,
+    "a-long-number": b"1" * 10**5,
+    "infinite": b'{"cells": 1e999}',
+    "zeros": b"\0" * 99,
+    "half-a-mark": b"\xff\xfe",
+    "cells-of-no-kind": b'{"cells": {"0": {}}}',
+    "much-code": b'{"cells": [{"cell_type": "code", "source": "' + b"x" * 2**21 + b'"}]}',
+    "=HYPERLINK(1)": b"",
+    "<img src=x onerror=alert(1)>": b"",
+    "n" * 249: b"",
+    "line\nbreak": b"",
+    "\u202egnp": b"",
+    "..": b"",
+    "-rf": b"",
+    os.fsdecode(b"M\xfcller"): b"",
+    unicodedata.normalize("NFD", "\u00dcnal"): b"",
+    unicodedata.normalize("NFC", "\u00dcnal"): b"",
+}
+"""Files that are no notebooks, by a name that nobody expects; each gets a row."""
+
+
+def strange(folder):
+    """Put into a folder what is no file, or no notebook; return how many rows that makes."""
+    for name, content in FILES.items():
+        (folder / f"{name}.ipynb").write_bytes(content)
+    with (folder / "large.ipynb").open("wb") as file:
+        file.truncate(submissions.LARGEST + 1)
+    (folder / "folder.ipynb").mkdir()
+    (folder / "dangling.ipynb").symlink_to("/nowhere")
+    (folder / "link.ipynb").symlink_to("/etc/passwd")
+    (folder / "loop").symlink_to(folder)
+    os.mkfifo(folder / "pipe.ipynb")
+    with zipfile.ZipFile(folder / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as files:
+        files.writestr("bomb.ipynb", b"0" * (submissions.LARGEST + 1))
+        files.writestr("../../../outside.ipynb", b"")
+    (folder / "broken.zip").write_bytes(b"PK\x03\x04nothing")
+    return len(FILES) + 9
+
+
+METADATA = {
+    "says-a-list": {"assignment_name": ["A2"]},
+    "says-another": {"assignment_name": "A2"},
+    "says-nothing-known": {"assignment_name": "../../B7"},
+    "says-a-tree": {"assignment_name": {"a": [None]}, "tests": None, "results": [[]]},
+}
+"""What notebooks with right answers claim to be; the first and the last are recognised."""
 
 
 def a_class():
@@ -189,21 +319,34 @@ def a_class():
     firsts = {question: next(iter(cases.values())) for question, cases in wrong.items()}
     handed_in["honest-wrong-q1"] = answered(q1=firsts["q1"])
     handed_in["honest-all-wrong"] = answered(**firsts)
+    right = tomllib.loads((ROOT / "tests" / "answers" / f"{A1}.toml").read_text())["right"]
+    otherwise = {question: next(iter(cases.values())) for question, cases in right.items()}
+    del otherwise["q4"]  # it starts from the reference, which no notebook has
+    handed_in["right-otherwise"] = answered(**otherwise)
     for label, source in HARMLESS.items():
         handed_in[label] = with_cell(answered(), source)
     for label, (source, _) in ENDS.items():
         if HAS_SANDBOX or label not in DANGEROUS:
             handed_in[label] = with_cell(answered(), source)
+    for label, own in ODD.items():
+        handed_in[label] = answered(**own)
     for label, source in CHEATS.items():
         handed_in[label] = at_the_end(blank(), source)
     missing = answered()
     missing.cells = [cell for cell in missing.cells if "def prompt" not in cell.source]
     handed_in["missing-cell"] = missing
-    handed_in["loops-in-an-answer"] = answered(
+    handed_in["endless-answer"] = answered(
         q6="def what_it_computes(**_):\n    import time\n    time.sleep(999)"
     )
     handed_in["deep"] = at_the_end(answered(), "-" * 50_000 + "1")
     handed_in["surrogate"] = at_the_end(answered(), "x = '\ud800'")
+    for label, said in METADATA.items():
+        handed_in[label] = answered()
+        handed_in[label].metadata["otter"] = said
+    handed_in["edits-the-score"] = blank()
+    handed_in["edits-the-score"].metadata |= {"score": 100, "points": {"q1": 100}}
+    handed_in["text-only"] = blank()
+    handed_in["text-only"].cells = [c for c in blank().cells if c.cell_type == "markdown"]
     handed_in["reads-the-library"] = answered(
         q1="from icrl_lib.teachers import sarsa_update", q2="w_by_hand = torch.tensor(1.1)"
     )
@@ -233,7 +376,7 @@ def hashes(*folders):
 
 
 WATCHED = [ROOT / name for name in ("icrl_lib", "tools", "tests/answers", "book/assignments")]
-LIMITS = Limits(seconds=60, memory=4 * 2**30, processes=24)
+LIMITS = Limits(seconds=40, memory=4 * 2**30, processes=24)
 
 
 @pytest.fixture(scope="module")
@@ -247,17 +390,19 @@ def graded(tmp_path_factory):
             source = source.format(paths=paths, port=port)
             handed_in[f"spy-{label}"] = at_the_end(answered(), source)
         own = written(folder / "submissions", handed_in)
+        expected = len(handed_in) + strange(own)
         honest = {name: book for name, book in handed_in.items() if name.startswith("honest")}
         alone = written(folder / "alone", honest)
         before = hashes(own, *WATCHED)
         os.environ["ICRL_TEST_SECRET"] = "secret"
         with quiet():
-            options = classroom.Options(limits=LIMITS, jobs=4)
+            options = classroom.Options(limits=LIMITS, jobs=8)  # some of them only sleep
             rows = classroom.grade(own, folder / "grades", options)
             first = classroom.grade(alone, folder / "grades-alone", options)
         del os.environ["ICRL_TEST_SECRET"]
     assert hashes(own, *WATCHED) == before
     by_name = {row.grade.submission.removesuffix(".ipynb"): row for row in rows}
+    assert len(by_name) == len(rows) == expected
     return by_name, first, folder
 
 
@@ -274,9 +419,9 @@ def test_every_submission_gets_a_row_and_a_page(graded):
     by_name, _, folder = graded
     with (folder / "grades" / "grades.csv").open(newline="", encoding="utf-8-sig") as file:
         rows = {row["submission"]: row for row in csv.DictReader(file)}
-    assert len(rows) == len(by_name) == len(list((folder / "submissions").iterdir()))
+    assert len(rows) == len(by_name)
     for row in by_name.values():
-        line = rows[row.grade.submission]
+        line = rows[tables.safe(row.grade.submission)]
         assert float(line["points"]) == row.grade.total
         assert line["reason"] or row.grade.status == "graded"
         page = (folder / "grades" / "feedback" / line["page"]).read_text()
@@ -291,7 +436,10 @@ def test_right_answers_earn_everything(graded, name):
     assert grade.total > 0
 
 
-@pytest.mark.parametrize("name", [*HARMLESS, "deep", "surrogate"])
+@pytest.mark.parametrize(
+    "name",
+    [*HARMLESS, "deep", "surrogate", "right-otherwise", "says-a-list", "says-a-tree"],
+)
 def test_what_does_no_harm_to_the_answers_costs_nothing(graded, name):
     grade = graded[0][name].grade
     assert grade.points == grade.possible
@@ -309,7 +457,7 @@ def test_a_missing_cell_costs_its_question_only(graded):
 
 
 def test_an_answer_that_never_ends_costs_itself_and_what_follows(graded):
-    grade = graded[0]["loops-in-an-answer"].grade
+    grade = graded[0]["endless-answer"].grade
     assert grade.status == "time limit"
     assert {q for q, points in grade.points.items() if points == 0} == {"q6"}
 
@@ -323,9 +471,23 @@ def test_what_ends_a_notebook_has_its_reason(graded, name):
     assert grade.reason
 
 
-@pytest.mark.parametrize("name", ["honest-blank", *CHEATS])
+@pytest.mark.parametrize(
+    "name", ["honest-blank", "edits-the-score", "text-only", "says-another", *ODD, *CHEATS]
+)
 def test_nothing_is_earned_without_answers(graded, name):
     assert graded[0][name].grade.total == 0
+
+
+def test_what_is_no_notebook_has_its_reason(graded):
+    refused = [row.grade for row in graded[0].values() if row.submission.notebook is None]
+    status = collections.Counter(grade.status for grade in refused)
+    assert status == {"unreadable": len(FILES) + 7, "too large": 2}
+    assert all(grade.reason and grade.total == 0 for grade in refused)
+
+
+def test_what_belongs_to_no_assignment_is_unknown(graded):
+    grade = graded[0]["says-nothing-known"].grade
+    assert (grade.status, grade.total) == ("unknown", 0)
 
 
 @in_a_sandbox

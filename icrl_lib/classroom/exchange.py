@@ -181,7 +181,7 @@ def _call(answer: Callable[..., Any], names: Mapping[str, Any]) -> Any:
 def _packed_or_words(value: Any) -> Plain:
     try:
         return packed(value)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         return {"words": f"a {type(value).__name__} that cannot be read ({_short(error)})"}
 
 
