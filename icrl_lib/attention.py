@@ -10,8 +10,8 @@ from torch import Tensor
 from icrl_lib.checks import check_count, check_number, check_tensors
 from icrl_lib.prompts import parameter_column
 
+# P and V of one block, each (D, D); a docstring would make a page of its own for tuple.
 Weights = tuple[Tensor, Tensor]
-"""P and V of one block, each (D, D)."""
 
 
 def linear_self_attention(H: Tensor, P: Tensor, V: Tensor) -> Tensor:
