@@ -199,7 +199,7 @@ CHEATS = {
 
 SPIES = {
     "other-files": "import glob, os\nfound = [p for p in {paths!r} if os.path.exists(p)]\n"
-    "found += glob.glob('/root/*') + glob.glob('/home/[!s]*') + glob.glob('/etc/shadow')\n"
+    "found += glob.glob('/root*/*') + glob.glob('/home/[!s]*') + glob.glob('/etc/shadow')\n"
     "raise RuntimeError(f'found {{len(found)}} of them')",
     "environment": "import os\nfound = int('ICRL_TEST_SECRET' in str(os.environ))\n"
     "raise RuntimeError(f'found {{found}} of them')",
