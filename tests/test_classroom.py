@@ -116,8 +116,8 @@ def test_a_test_of_the_archive_tells_a_right_answer_from_a_wrong_one(tmp_path):
     path.write_text(json.dumps(sheets.hidden_sheet("A1")))
     reference = QUESTIONS["A1.sarsa_update"].reference
     assert homework.accepts("sarsa_update", reference, "values", str(path))
-    with pytest.raises(AssertionError, match=r"^got 1\.2, which is not the value"):
-        homework.accepts("by_hand", 1.2, "values", str(path))
+    with pytest.raises(AssertionError, match=r"^got 1\.23456, which is not the value"):
+        homework.accepts("by_hand", 1.23456, "values", str(path))
 
 
 @pytest.mark.parametrize("assignment", sheets.ASSIGNMENTS)
