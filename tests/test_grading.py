@@ -376,7 +376,7 @@ def hashes(*folders):
 
 
 WATCHED = [ROOT / name for name in ("icrl_lib", "tools", "tests/answers", "book/assignments")]
-LIMITS = Limits(seconds=40, memory=4 * 2**30, processes=24)
+LIMITS = Limits(seconds=90, memory=4 * 2**30, processes=24)
 
 
 @pytest.fixture(scope="module")
