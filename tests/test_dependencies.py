@@ -71,7 +71,7 @@ def sources(folder: str) -> list[tuple[Path, str]]:
 
 
 OWN = {path.stem for folder in ("tools", "tests") for path in (ROOT / folder).glob("*.py")}
-OWN |= {"icrl_lib"}
+OWN |= {"icrl_lib"} | {path.parent.name for path in (ROOT / "tools").glob("*/*.py")}
 PROVIDERS = metadata.packages_distributions()
 
 
