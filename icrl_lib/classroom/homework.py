@@ -28,8 +28,9 @@ from icrl_lib.classroom.exchange import Array, Plain, Words
 ASPECTS = ("values", "sizes", "dtype", "arguments")
 """What an answer that is a function earns points for; without the values it earns nothing."""
 
+# The sheet of the instances that students see; graders use others. No docstring: the reference
+# would print where it lies.
 PUBLIC = Path(__file__).with_name("public.sheet")
-"""The sheet of the instances that students see; graders use others."""
 
 
 class Verdict(NamedTuple):
