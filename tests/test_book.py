@@ -222,3 +222,7 @@ def test_the_map_leads_to_code_chapters_and_tests_that_exist(row):
 def test_the_ledger_has_a_claim_about_every_numbered_item(item):
     sources = {claim.source for path in CHAPTERS for claim in book_pages.claims(read(path))}
     assert any(item in book_pages.numbered_items(source) for source in sources)
+
+
+def test_the_reference_prints_no_place_on_this_machine(site):
+    assert "PosixPath(" not in (site / "book" / "api.html").read_text()
